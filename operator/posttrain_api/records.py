@@ -1,0 +1,153 @@
+"""What the trainer tells the operator: termination messages, the success record, progress reports.
+
+Written by the trainer's launcher and reporter, read by the operator's observer and status server. Sizes are bounded here, because
+Kubernetes cuts a termination message at 4 KiB and a cut JSON says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from posttrain_api.base import Model
+from posttrain_api.reasons import Reason
+
+MAX_TERMINATION_BYTES = 4096
+MAX_LOG_TAIL_BYTES = 2048
+MAX_REPORT_BYTES = 16384
+MAX_METRICS = 32
+
+
+class Checkpoint(Model):
+    """A committed checkpoint. `time` is RFC 3339 in UTC; `digest` is that of its manifest."""
+
+    step: int = Field(ge=0)
+    time: str = Field(max_length=40)
+    uri: str = Field(max_length=1024)
+    size_bytes: int = Field(ge=0)
+    digest: str = Field(max_length=80)
+
+
+class DataReport(Model):
+    """What became of the rows: `rows` read, `used` to train, refused ones by reason, tokens in the training set."""
+
+    rows: int = Field(ge=0)
+    used: int = Field(ge=0)
+    refused_by_reason: dict[str, int] = Field(default_factory=dict, max_length=32)
+    tokens: int = Field(ge=0)
+    counted_tokens: int = Field(default=0, ge=0)
+    """Tokens with loss on them."""
+
+
+class Resolved(Model):
+    """What the plan left Auto and `prepare` settled; also the model's pinned revision and parameter counts."""
+
+    zero_stage: int = Field(ge=0, le=3)
+    warmup_steps: int = Field(ge=0)
+    total_steps: int = Field(ge=1)
+    precision: str = Field(max_length=16)
+    attention: str = Field(max_length=32)
+    revision: str | None = Field(default=None, max_length=80)
+    parameters: int = Field(default=0, ge=0)
+    trainable_parameters: int = Field(default=0, ge=0)
+
+
+class Output(Model):
+    """The exported model. `digest` is `sha256:<hex>` over names and digests of the files, as its manifest lists them."""
+
+    uri: str = Field(max_length=1024)
+    digest: str = Field(max_length=80)
+    format: Literal["safetensors", "peft"]
+    size_bytes: int = Field(ge=0)
+
+
+class Success(Model):
+    """Rank 0's last word: the authority for Succeeded. At most 3 KiB; metrics are cut first."""
+
+    kind: Literal["success"] = "success"
+    output: Output
+    step: int = Field(ge=0)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    data_report: DataReport | None = None
+    resolved: Resolved | None = None
+
+
+class Failure(Model):
+    """A pod's last word when it did not succeed. Replica and node are not here: the operator has them from the pod."""
+
+    kind: Literal["failure"] = "failure"
+    reason: Reason
+    message: str
+    rank: int | None = None
+    step: int | None = None
+    exit_code: int
+    signal: int | None = None
+    log_tail: str | None = None
+    time: str | None = None
+    """RFC 3339, UTC, of the first sign of the failure: the first failing rank in time is the cause."""
+
+
+_LAST_WORD: TypeAdapter[Success | Failure] = TypeAdapter(Annotated[Success | Failure, Field(discriminator="kind")])
+
+
+def parse_termination(text: str | None) -> Success | Failure | None:
+    """Reads a pod's termination message; None where it is not one of ours (another image, a cut or an empty message)."""
+    if not text:
+        return None
+    try:
+        return _LAST_WORD.validate_python(json.loads(text))
+    except (ValueError, ValidationError):
+        return None
+
+
+def render_termination(record: Success | Failure) -> str:
+    """JSON of at most 4 KiB in UTF-8: a Failure's log tail and message, a Success's metrics are cut until it fits."""
+    if isinstance(record, Failure):
+        record = record.model_copy(
+            update={"log_tail": _last_bytes(record.log_tail, MAX_LOG_TAIL_BYTES), "message": record.message[:1024]}
+        )
+    while len(text := record.to_json()) and len(text.encode()) > MAX_TERMINATION_BYTES:
+        record = _shrink(record)
+    return text
+
+
+def _shrink(record: Success | Failure) -> Success | Failure:
+    if isinstance(record, Success):
+        kept = dict(list(record.metrics.items())[: len(record.metrics) // 2])
+        return record.model_copy(update={"metrics": kept})
+    tail = _last_bytes(record.log_tail, len((record.log_tail or "").encode()) // 2)
+    if tail:
+        return record.model_copy(update={"log_tail": tail})
+    return record.model_copy(update={"log_tail": None, "message": record.message[: len(record.message) // 2]})
+
+
+def _last_bytes(text: str | None, limit: int) -> str | None:
+    if not text:
+        return None
+    return text.encode()[-limit:].decode(errors="ignore") if limit else None
+
+
+Phase = Literal["Preparing", "Waiting", "Loading", "Training", "Evaluating", "Saving", "Exporting", "Done"]
+
+
+class Report(Model):
+    """One progress report of rank 0 (POST on our own path; at most 16 KiB, at most one every 5 s, one every 30 s as heartbeat).
+
+    `last_advance_time` (RFC 3339, UTC) is set by the loop only: a hang is judged on it. The last three fields are sent
+    whenever they are known, so that a report lost is no fact lost.
+    """
+
+    phase: Phase
+    step: int = Field(default=0, ge=0)
+    total_steps: int | None = Field(default=None, ge=1)
+    epoch: float | None = Field(default=None, ge=0)
+    eta_seconds: int | None = Field(default=None, ge=0)
+    slowest_rank: int | None = Field(default=None, ge=0)
+    metrics: dict[str, float] = Field(default_factory=dict, max_length=MAX_METRICS)
+    last_advance_time: str | None = Field(default=None, max_length=40)
+    checkpoint: Checkpoint | None = None
+    data_report: DataReport | None = None
+    resolved: Resolved | None = None
