@@ -1,0 +1,1 @@
+"""The contract between operator, trainer and command line: frozen records and names; pydantic only, no I/O."""

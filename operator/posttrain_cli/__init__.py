@@ -1,0 +1,1 @@
+"""The command line: posttrain, also installed as the kubectl plugin kubectl posttrain."""

@@ -1,0 +1,1 @@
+"""The PostTrainingJob operator: kopf's watches around a pure reconcile."""
