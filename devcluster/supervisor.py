@@ -1,0 +1,101 @@
+"""The one process that holds a cluster: started by the launcher, ended by SIGTERM or by the end of its keeper.
+
+Order matters: sockets on 127.0.0.1 first (they belong to the outer network), then the namespaces (the process must
+still be single-threaded), then the event loop and the components. It writes ready.json when everything is Ready, or
+failed.txt. Children die with it whatever ends it.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from devcluster import forward, network, state
+from devcluster.certificates import write_kubeconfig
+from devcluster.controlplane import ControlPlane
+from devcluster.errors import DevclusterError
+
+log = logging.getLogger("devcluster")
+
+
+def _progress(spec: state.ClusterSpec, text: str) -> None:
+    with open(spec.progress_file, "a") as handle:
+        handle.write(text + "\n")
+    log.info("%s", text)
+
+
+async def _keeper_gone() -> None:
+    """Returns when standard input ends: whoever keeps the cluster (a test run) holds the other end of that pipe."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+
+
+async def _until_asked_to_stop(kept: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    waiting = [asyncio.create_task(stop.wait())]
+    if kept:
+        waiting.append(asyncio.create_task(_keeper_gone()))
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _run(spec: state.ClusterSpec, net: network.Network, api_socket: socket.socket, kept: bool) -> None:
+    started = time.monotonic()
+    stopping = asyncio.create_task(_until_asked_to_stop(kept))
+    plane = ControlPlane(spec, net, lambda text: _progress(spec, text))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(plane.stop)
+        admin = await plane.start()
+        stack.push_async_callback(admin.close)
+        await forward.serve(api_socket, lambda: (net.host, net.api_port))
+        port = api_socket.getsockname()[1]
+        pair = plane.identity("admin-outside", "kubernetes-admin", ("system:masters",))
+        write_kubeconfig(spec.kubeconfig, f"https://127.0.0.1:{port}", plane.ca.cert_path, pair)
+        ready = {"pid": os.getpid(), "api": f"https://127.0.0.1:{port}", "seconds": time.monotonic() - started}
+        partial = spec.root / "ready.json.partial"
+        partial.write_text(json.dumps(ready, indent=1))
+        partial.rename(spec.ready_file)
+        await stopping
+
+
+def _start(spec: state.ClusterSpec, lock: IO[str], kept: bool) -> None:
+    api_socket = forward.listen("127.0.0.1", 0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    net = network.enter()
+    if not net.private:
+        _progress(spec, f"no private network: {net.why}; the control plane runs on 127.0.0.1")
+    asyncio.run(_run(spec, net, api_socket, kept))
+
+
+def main() -> int:
+    """`python -m devcluster.supervisor STATE [--kept]`: hold the cluster until told to stop."""
+    spec = state.load_spec(Path(sys.argv[1]))
+    kept = "--kept" in sys.argv[2:]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    lock = state.take_lock(spec)
+    if lock is None:
+        print(f"cluster {spec.name!r} is already running in {spec.state}", file=sys.stderr)
+        return 1
+    try:
+        _start(spec, lock, kept)
+    except (DevclusterError, OSError) as error:
+        log.exception("the cluster could not be started")
+        spec.failed_file.write_text(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
