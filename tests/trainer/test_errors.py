@@ -1,0 +1,59 @@
+"""Reasons by exception, and the end record that ranks leave for the launcher."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from posttrain_api.reasons import Reason
+from posttrain_trainer.errors import TrainerFailure, classify
+from posttrain_trainer.record import clear_ends, failed, preempted, read_ends, succeeded, write_end
+
+
+def _wrapped(inner: BaseException) -> BaseException:
+    try:
+        try:
+            raise inner
+        except BaseException as error:
+            raise RuntimeError("while saving") from error
+    except RuntimeError as outer:
+        return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TrainerFailure(Reason.NON_FINITE, "loss is NaN"), Reason.NON_FINITE),
+        (OSError(errno.ENOSPC, "No space left on device", "/storage/x"), Reason.STORAGE_FULL),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/storage/x"), Reason.STORAGE_FULL),
+        (OSError(errno.EROFS, "Read-only file system", "/storage/x"), Reason.STORAGE_FULL),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), Reason.STORAGE_FULL),
+        (torch.OutOfMemoryError("CUDA out of memory"), Reason.ACCELERATOR_OUT_OF_MEMORY),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"), Reason.PEER_LOST),
+        (torch.distributed.DistBackendError("NCCL error"), Reason.PEER_LOST),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), Reason.TRAINER_ERROR),
+        (ValueError("what"), Reason.TRAINER_ERROR),
+    ],
+)
+def test_classify(error: BaseException, reason: Reason) -> None:
+    assert classify(error)[0] is reason
+    if reason is not Reason.TRAINER_ERROR:
+        assert classify(_wrapped(error))[0] is reason
+
+
+def test_storage_message_names_the_path() -> None:
+    assert classify(OSError(errno.ENOSPC, "No space left on device", "/storage/x"))[1].startswith("/storage/x: ")
+
+
+def test_ends_round_trip_and_first_word_holds(tmp_path: Path) -> None:
+    write_end(tmp_path, failed(1, TrainerFailure(Reason.NON_FINITE, "NaN"), step=3))
+    write_end(tmp_path, preempted(1, "saved", step=4))
+    write_end(tmp_path, succeeded(0, step=5))
+    ends = read_ends(tmp_path, range(3))
+    assert {rank: (end.reason, end.step, end.exit_code) for rank, end in ends.items()} == {
+        0: (None, 5, 0),
+        1: (Reason.NON_FINITE, 3, 40),
+    }
+    clear_ends(tmp_path, [1])
+    assert set(read_ends(tmp_path, range(3))) == {0}

@@ -1,0 +1,95 @@
+"""Failures by name: what the trainer knows by type, and how any other exception is read.
+
+Everything in the trainer that knows why it cannot go on raises `TrainerFailure` with a reason of the contract and a
+message that gives the path, the rule, the value found and the next step. `classify` reads all other exceptions, once, at
+the top of a process. It goes by type names and system error numbers, so that the launcher need not import torch.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from posttrain_api.reasons import Reason
+
+MAX_MESSAGE = 1000
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_FULL_TEXT = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "PytorchStreamWriter failed writing",
+)
+"""What libraries that swallow the error number (torch.save, safetensors, pyarrow) say."""
+_PEER_TYPES = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError", "DistQueueEmptyError"})
+_PEER_TEXT = (
+    "Connection reset by peer",
+    "Connection closed by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out waiting",
+    "Application timeout caused pair closure",
+    "gloo/transport",
+    "ncclRemoteError",
+    "NCCL communicator was aborted",
+)
+
+
+class TrainerFailure(Exception):
+    """A failure whose reason is known. `message` is shown to the user as it is."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+def classify(error: BaseException) -> tuple[Reason, str]:
+    """Reason and message of any exception; the causes behind it are looked at too, the outermost known one decides."""
+    for cause in _chain(error):
+        if isinstance(cause, TrainerFailure):
+            return cause.reason, cause.message[:MAX_MESSAGE]
+        reason = _by_type(cause)
+        if reason is not None:
+            return reason, _message(reason, cause)
+    return Reason.TRAINER_ERROR, describe(error)
+
+
+def describe(error: BaseException) -> str:
+    """`Type: text`, bounded."""
+    return f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def _by_type(error: BaseException) -> Reason | None:
+    text = str(error)
+    if (isinstance(error, OSError) and error.errno in _FULL) or any(part in text for part in _FULL_TEXT):
+        return Reason.STORAGE_FULL
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "OutOfMemoryError" in names:
+        return Reason.ACCELERATOR_OUT_OF_MEMORY
+    # Only torch's own errors: a reset connection to a hub or a status server loses no peer.
+    if names & _PEER_TYPES or (isinstance(error, RuntimeError) and any(part in text for part in _PEER_TEXT)):
+        return Reason.PEER_LOST
+    return None
+
+
+def _message(reason: Reason, error: BaseException) -> str:
+    if reason is Reason.STORAGE_FULL:
+        where = getattr(error, "filename", None)
+        place = f"{where}: " if where else ""
+        advice = "the storage cannot be written. Enlarge or empty the claim or lower checkpoint.keepLast, then run the job anew."
+        return f"{place}{advice} {describe(error)}"[:MAX_MESSAGE]
+    if reason is Reason.ACCELERATOR_OUT_OF_MEMORY:
+        advice = "lower training.tokensPerMicroBatch or data.maxLength, or raise deepspeed.zeroStage."
+        return f"The accelerator's memory was not enough: {advice} {describe(error)}"[:MAX_MESSAGE]
+    return f"The connection to another rank broke. {describe(error)}"[:MAX_MESSAGE]
