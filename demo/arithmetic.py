@@ -1,9 +1,10 @@
 """The demo's data: additions and subtractions below one hundred, with worked answers.
 
-Real learning must be visible in minutes on two cores, so the task is one that a model of less than a million parameters
-can learn: two-digit arithmetic, digit by digit. Held-out problems never appear in the other sets, so accuracy on them is
-arithmetic and not memory. A share of the answers for fine-tuning is wrong on purpose: later stages (preference, reward)
-then have something to correct. Called by the demo's steps and by the tests; pure, the same seed gives the same rows.
+Real learning must be visible in minutes on two cores, so the task is one that a model of less than a million
+parameters can learn: two-digit arithmetic, digit by digit. Held-out problems never appear in the other sets, so
+accuracy on them is arithmetic and not memory. A share of the answers for fine-tuning is wrong on purpose: later stages
+(preference, reward) then have something to correct. Called by the demo's steps and by the tests; pure: the same seed
+gives the same rows.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def all_problems() -> list[Problem]:
 
 
 def worked(problem: Problem, result: int | None = None) -> str:
-    """The steps and the result: ones, then tens with the carry or the borrow. `result` puts another number at the end."""
+    """The steps and the result: ones, then tens with carry or borrow. `result` puts another number at the end."""
     ones_a, ones_b, tens_a, tens_b = problem.a % 10, problem.b % 10, problem.a // 10, problem.b // 10
     if problem.sign == "+":
         ones, carry = ones_a + ones_b, int(ones_a + ones_b > 9)
