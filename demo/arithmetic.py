@@ -60,7 +60,7 @@ def generate(seed: int = 0) -> DataSets:
     return DataSets(
         pretrain=tuple(_document(problem, source) for problem in _drawn(known, PRETRAIN_ROWS, source)),
         sft=tuple(_exercise(problem, source) for problem in _drawn(known, SFT_ROWS, source)),
-        held_out=tuple({"prompt": problem.question, "answer": str(problem.answer)} for problem in held_out),
+        held_out=tuple(_held_out(problem) for problem in held_out),
     )
 
 
@@ -97,6 +97,10 @@ def _document(problem: Problem, source: random.Random) -> Row:
     if source.random() < QUESTION_SHARE:
         return {"text": f"{problem.question} {worked(problem)}"}
     return {"text": f"{problem.a}{problem.sign}{problem.b}: {worked(problem)}"}
+
+
+def _held_out(problem: Problem) -> Row:
+    return {"prompt": problem.question, "worked": " " + worked(problem), "answer": str(problem.answer)}
 
 
 def _exercise(problem: Problem, source: random.Random) -> Row:
