@@ -1,26 +1,135 @@
-PYTHON ?= python3
-UV := .build/uv/bin/uv
-VENV := .venv
-LOCK = $(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -q
-INSTALL = --require-hashes --build-constraints locks/build.txt
+# Every command that the project needs. `make` alone says what there is; `make test` sets a fresh machine up by itself.
+#
+# Nothing here installs anything outside this folder and the user's caches, and nothing reads the keyboard.
 
-.PHONY: env locks
-env: $(VENV)/.stamp
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := .build/uv/bin/uv
+ENVS := .build/envs
+CHART := helm/posttrain-operator
+TEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+
+# The first Python on the PATH that is new enough and can make environments (a pyenv shim may exist and not run).
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+# uv reads neither pip's settings nor, by itself, the system's certificates: a mirror or a proxy set for pip serves it too.
+export UV_SYSTEM_CERTS ?= true
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+
+COMPILE_LOCK = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate $(if $(UPGRADE),--upgrade)
+LOCKED := --require-hashes --build-constraints locks/build.txt
+SOURCES = $(shell find operator trainer_image \( -type d -o -name '*.py' -o -name py.typed \) -not -path '*__pycache__*')
+TYPED = $(foreach p,posttrain_api posttrain_operator posttrain_cli posttrain_trainer devcluster,-p $(p))
+
+# Two makes at once would build the same folder: the second waits for the first.
+ALONE = mkdir -p .build && flock .build/lock $(MAKE) --no-print-directory
+
+.PHONY: help env images-local binaries lint format crds locks unit cluster test demo clean distclean
+
+help: ## this list
+	@echo "usage: make <target>   (a fresh machine needs: Linux, python3.11 or newer with venv, git, make; Go comes by itself)"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "first time:  make env && make unit      minutes: the packages are large (torch alone is several GB)"
+	@echo "every time:  make lint unit             what a pull request is asked for first"
+	@echo "to see it:   make demo                  a real control plane on this machine, and training jobs on it"
+
+## --- Environments
+
+env: ## the development environment .venv, from locks/dev.txt
+	@$(ALONE) $(VENV)/.stamp
+
+images-local: ## what the two images contain, as .build/envs/operator and .build/envs/trainer
+	@$(ALONE) $(ENVS)/operator/.stamp $(ENVS)/trainer/.stamp
+
+binaries: env ## the real Kubernetes components for tests and demo (first time: about ten minutes of Go builds)
+	$(PY) -m devcluster build
 
 $(UV): locks/uv.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python found. Needed: python3.11 or newer with the venv module on the PATH" \
+		"(Debian, Ubuntu: apt install python3 python3-venv), or name one: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear .build/uv
-	.build/uv/bin/pip install -q --disable-pip-version-check --require-hashes -r locks/uv.txt
-	touch $@
+	.build/uv/bin/python -m pip install -q --disable-pip-version-check --no-input --require-hashes -r locks/uv.txt
+	@touch $@
 
 $(VENV)/.stamp: $(UV) locks/dev.txt locks/build.txt pyproject.toml
-	test -x $(VENV)/bin/python || $(UV) venv -q --python $(PYTHON) $(VENV)
-	$(UV) pip sync -q --python $(VENV)/bin/python $(INSTALL) locks/dev.txt
-	$(UV) pip install -q --python $(VENV)/bin/python --no-deps --no-build-isolation -e .
-	touch $@
+	@echo "make: installing locks/dev.txt into $(VENV)"
+	@test -x $(PY) || $(UV) venv -q --python $(PYTHON) $(VENV)
+	$(UV) pip sync -q --python $(PY) $(LOCKED) locks/dev.txt
+	$(UV) pip install -q --python $(PY) --no-deps --no-build-isolation -e .
+	@touch $@
 
-locks: $(UV)
-	echo 'uv==0.13.9' | $(LOCK) - -o locks/uv.txt
-	printf 'hatchling>=1.27\nsetuptools>=80\nwheel\n' | $(LOCK) - -o locks/build.txt
-	$(LOCK) pyproject.toml --extra operator -o locks/operator.txt
-	$(LOCK) pyproject.toml --extra trainer -o locks/trainer.txt
-	$(LOCK) pyproject.toml --extra dev -o locks/dev.txt
+.build/dist/.stamp: $(UV) locks/build.txt pyproject.toml README.md LICENSE $(SOURCES)
+	@rm -rf .build/dist
+	$(UV) build -q --wheel --require-hashes --build-constraints locks/build.txt --out-dir .build/dist .
+	@touch $@
+
+# As in the Dockerfiles: one locked install, then the wheel without its dependencies. Bytecode is compiled beforehand,
+# because the environments are mounted read-only and every process would compile anew.
+$(ENVS)/%/.locked: locks/%.txt $(UV) locks/build.txt
+	@echo "make: installing locks/$*.txt into $(ENVS)/$*"
+	@rm -rf $(ENVS)/$*
+	$(UV) venv -q --python $(PYTHON) $(ENVS)/$*
+	$(UV) pip sync -q --python $(ENVS)/$*/bin/python $(LOCKED) --compile-bytecode locks/$*.txt
+	@touch $@
+
+$(ENVS)/%/.stamp: $(ENVS)/%/.locked .build/dist/.stamp
+	$(UV) pip install -q --python $(ENVS)/$*/bin/python --no-deps --no-index --reinstall-package posttrain .build/dist/*.whl
+	$(UV) pip check -q --python $(ENVS)/$*/bin/python
+	@for f in $(ENVS)/$*/lib/python3*/site-packages/posttrain_*/; do $(ENVS)/$*/bin/python -m compileall -q "$$f"; done
+	@touch $@
+
+.PRECIOUS: $(ENVS)/%/.locked
+
+## --- Checks
+
+lint: env ## style, types, layers
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy $(TYPED)
+	$(VENV)/bin/lint-imports
+
+format: env ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+unit: env ## the tests that need no cluster
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not cluster and not e2e" $(PYTEST_ARGS) </dev/null
+
+cluster: env images-local binaries ## the tests on a real control plane, whole training jobs included
+	$(PY) -m pytest -m "cluster or e2e" $(PYTEST_ARGS) </dev/null
+
+test: env images-local binaries lint unit cluster ## everything, from a fresh machine on: what CI runs
+
+## --- Generated files
+
+crds: env ## crds/ and the chart's copy, from posttrain_api
+	$(PY) -m posttrain_api.crd > crds/posttrainingjobs.yaml
+	cp crds/posttrainingjobs.yaml $(CHART)/files/posttrainingjobs.yaml
+
+locks: $(UV) ## locks/*.txt from pyproject.toml (UPGRADE=1 takes newer versions)
+	echo 'uv==0.13.9' | $(COMPILE_LOCK) - -o locks/uv.txt
+	printf 'hatchling>=1.27\nsetuptools>=80\nwheel\n' | $(COMPILE_LOCK) - -o locks/build.txt
+	@for extra in operator trainer dev; do echo "make: locks/$$extra.txt"; \
+		$(COMPILE_LOCK) pyproject.toml --extra $$extra -o locks/$$extra.txt || exit 1; done
+
+## --- Use
+
+demo: env images-local ## a real control plane on this machine, and training jobs on it
+	$(PY) -m demo </dev/null
+
+clean: ## caches and built environments, .venv is kept
+	rm -rf .build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+
+distclean: clean ## also .venv
+	rm -rf $(VENV)
