@@ -1,0 +1,260 @@
+"""What one field of the spec says about another.
+
+Each rule stands at the smallest node that sees all it needs, so that the message is near the fault and the API server's cost is
+small. Nothing here repeats a bound of a single field: those are the schema's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posttrain_api.rules.types import Rule, cel_matches, count, get, has, matches, whole
+from posttrain_api.rules.uris import PINNED
+from posttrain_api.spec.fields import MAX_JOB_NAME
+
+NAME_PATTERN = rf"[a-z](?:[-a-z0-9]{{0,{MAX_JOB_NAME - 2}}}[a-z0-9])?"
+ENV_SECRETS = r"(?i)(?:.*_)?(?:token|secret|password|api_?key|access_?key)"
+ENV_OWNED = r"PET_.*|MASTER_.*|POSTTRAIN_.*|KUBEFLOW_TRAINER_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK"
+
+
+def _one_of(at: str, names: tuple[str, ...], instead: str) -> Rule:
+    terms = " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names)
+    return Rule(
+        at=(at,),
+        cel=f"{terms} == 1",
+        must=f"needs exactly one of {', '.join(names)}",
+        instead=instead,
+        holds=lambda node: count(node, *names) == 1,
+    )
+
+
+def _means_lora(spec: Any) -> bool:
+    return has(spec, "lora") or get(spec, "tuning") == "LoRA"
+
+
+_CEL_LORA = "(has(self.lora) || (has(self.tuning) && self.tuning == 'LoRA'))"
+
+
+def _own_name(path: str) -> Rule:
+    guard = " && ".join(f"has(self.{part})" for part in _prefixes(path))
+    return Rule(
+        at=("",),
+        cel=f"!({guard}) || self.{path}.name != self.metadata.name",
+        must="must not name the job itself",
+        instead="name the earlier job whose result is wanted",
+        field=f".{path}.name",
+        holds=lambda root: get(root, f"{path}.name") is None or get(root, f"{path}.name") != get(root, "metadata.name"),
+    )
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[: index + 1]) for index in range(1, len(parts))]
+
+
+def _pretrain_only(field: str, cel_there: str, there: Any, instead: str) -> Rule:
+    return Rule(
+        at=("spec",),
+        cel=f"self.stage == 'Pretrain' || !({cel_there})",
+        must="is for stage Pretrain only",
+        instead=instead,
+        field=field,
+        forbidden=True,
+        holds=lambda spec: get(spec, "stage") in ("Pretrain", None) or not there(spec),
+    )
+
+
+def _sft_only(field: str, cel_there: str, there: Any, instead: str) -> Rule:
+    return Rule(
+        at=("spec",),
+        cel=f"self.stage == 'SFT' || !({cel_there})",
+        must="is for stage SFT only",
+        instead=instead,
+        field=field,
+        forbidden=True,
+        holds=lambda spec: get(spec, "stage") in ("SFT", None) or not there(spec),
+    )
+
+
+STAGE_RULES: tuple[Rule, ...] = (
+    _pretrain_only(
+        ".model.scratch",
+        "has(self.model.scratch)",
+        lambda spec: has(spec, "model.scratch"),
+        "start from model.uri or model.fromJob",
+    ),
+    _pretrain_only(
+        ".data.tooLong",
+        "has(self.data.tooLong) && self.data.tooLong == 'Split'",
+        lambda spec: get(spec, "data.tooLong") == "Split",
+        "write Skip, Truncate or Fail: an answer cut in two has no prompt",
+    ),
+    _sft_only(
+        ".data.lossOn",
+        "has(self.data.lossOn) && self.data.lossOn == 'Completion'",
+        lambda spec: get(spec, "data.lossOn") == "Completion",
+        "leave it out: pre-training learns every token",
+    ),
+    _sft_only(
+        ".model.chatTemplate",
+        "has(self.model.chatTemplate)",
+        lambda spec: has(spec, "model.chatTemplate"),
+        "leave it out: pre-training reads plain text",
+    ),
+)
+
+TUNING_RULES: tuple[Rule, ...] = (
+    Rule(
+        at=("spec",),
+        cel="self.stage == 'Pretrain' || has(self.lora) || has(self.tuning)",
+        must="must be said outside stage Pretrain",
+        instead="add lora: {rank: 16} to train an adapter, or tuning: Full to change every weight",
+        field=".tuning",
+        holds=lambda spec: get(spec, "stage") in ("Pretrain", None) or has(spec, "lora") or has(spec, "tuning"),
+    ),
+    Rule(
+        at=("spec",),
+        cel="!has(self.lora) || !has(self.tuning) || self.tuning == 'LoRA'",
+        must="contradicts tuning: Full",
+        instead="remove the lora block or write tuning: LoRA",
+        field=".lora",
+        forbidden=True,
+        holds=lambda spec: not has(spec, "lora") or get(spec, "tuning") != "Full",
+    ),
+    Rule(
+        at=("spec",),
+        cel=f"!has(self.model.scratch) || !{_CEL_LORA}",
+        must="must be Full for a model made from scratch",
+        instead="remove lora and tuning: there are no weights yet that an adapter could sit on",
+        field=".tuning",
+        holds=lambda spec: not has(spec, "model.scratch") or not _means_lora(spec),
+    ),
+    Rule(
+        at=("spec",),
+        cel=f"!has(self.output) || !has(self.output.mergeAdapter) || !self.output.mergeAdapter || {_CEL_LORA}",
+        must="needs an adapter",
+        instead="remove it or train with lora: {rank: 16}",
+        field=".output.mergeAdapter",
+        forbidden=True,
+        holds=lambda spec: get(spec, "output.mergeAdapter") is not True or _means_lora(spec),
+    ),
+    Rule(
+        at=("spec",),
+        cel="!has(self.evaluation) || !has(self.evaluation.everySteps) || has(self.data.eval)",
+        must="needs rows to evaluate on",
+        instead="add data.eval or remove it",
+        field=".evaluation.everySteps",
+        forbidden=True,
+        holds=lambda spec: not has(spec, "evaluation.everySteps") or has(spec, "data.eval"),
+    ),
+)
+
+
+def _code_is_pinned(model: Any) -> bool:
+    if get(model, "trustRemoteCode") is not True:
+        return True
+    uri = get(model, "uri")
+    hub = isinstance(uri, str) and uri.startswith("hf://")
+    return not has(model, "scratch") and (not hub or matches(uri, PINNED))
+
+
+def _heads_fit(scratch: Any) -> bool:
+    heads, kv = whole(scratch, "heads", 0), whole(scratch, "kvHeads", 0)
+    return not heads or not kv or kv < 1 or heads % kv == 0
+
+
+def _head_width_fits(scratch: Any) -> bool:
+    heads, hidden, width = (whole(scratch, key, 0) for key in ("heads", "hiddenSize", "headDim"))
+    if width is None or (width and width > 0):
+        return width is None or width % 2 == 0
+    return not heads or not hidden or heads < 1 or hidden % (2 * heads) == 0
+
+
+MODEL_RULES: tuple[Rule, ...] = (
+    _one_of("spec.model", ("uri", "fromJob", "scratch"), "keep the one that training starts from"),
+    Rule(
+        at=("spec.model",),
+        cel="!has(self.trustRemoteCode) || !self.trustRemoteCode || (!has(self.scratch) && "
+        f"(!has(self.uri) || !self.uri.startsWith('hf://') || {cel_matches('self.uri', PINNED)}))",
+        must="needs a model whose code is pinned",
+        instead="write uri: hf://org/name@<40-character commit>",
+        field=".trustRemoteCode",
+        holds=_code_is_pinned,
+    ),
+    Rule(
+        at=("spec.model.scratch",),
+        cel="!has(self.kvHeads) || self.heads % self.kvHeads == 0",
+        must="must divide heads",
+        instead="choose a divisor of heads, or leave it out",
+        field=".kvHeads",
+        holds=_heads_fit,
+    ),
+    Rule(
+        at=("spec.model.scratch",),
+        cel="has(self.headDim) ? self.headDim % 2 == 0 : self.hiddenSize % (2 * self.heads) == 0",
+        must="must be even, and where it is left out hiddenSize / heads must be an even whole number",
+        instead="choose hiddenSize as an even multiple of heads, or set headDim",
+        field=".headDim",
+        holds=_head_width_fits,
+    ),
+)
+
+
+def _processes_said(resources: Any) -> bool:
+    gpus = whole(resources, "gpusPerNode", 1)
+    return gpus is None or (gpus == 0) == has(resources, "processesPerNode")
+
+
+def _name_fits(root: Any) -> bool:
+    name = get(root, "metadata.name")
+    return name is None or matches(name, NAME_PATTERN)
+
+
+OTHER_RULES: tuple[Rule, ...] = (
+    Rule(
+        at=("",),
+        cel=cel_matches("self.metadata.name", NAME_PATTERN),
+        must=f"metadata.name must be a DNS-1035 label of at most {MAX_JOB_NAME} characters",
+        instead="use lower-case letters, digits and dashes, starting with a letter; pods are called <name>-worker-<i>",
+        field=".metadata.name",
+        holds=_name_fits,
+    ),
+    _own_name("spec.model.fromJob"),
+    _own_name("spec.checkpoint.from.fromJob"),
+    Rule(
+        at=("spec.training",),
+        cel="!has(self.epochs) || !has(self.maxSteps)",
+        must="excludes epochs",
+        instead="keep the one that should end the training",
+        field=".maxSteps",
+        forbidden=True,
+        holds=lambda training: count(training, "epochs", "maxSteps") < 2,
+    ),
+    _one_of("spec.checkpoint.from", ("fromJob", "uri"), "keep the one that names the checkpoint"),
+    Rule(
+        at=("spec.resources",),
+        cel="(has(self.gpusPerNode) && self.gpusPerNode == 0) == has(self.processesPerNode)",
+        must="goes with gpusPerNode: 0 and only with it",
+        instead="for a run on the CPU write gpusPerNode: 0 and processesPerNode; with GPUs there is one process for each",
+        field=".processesPerNode",
+        holds=_processes_said,
+    ),
+    Rule(
+        at=("spec.env[].name",),
+        cel=f"!{cel_matches('self', ENV_SECRETS)}",
+        must="must not name a secret",
+        instead="a literal is readable by everyone who may read the job: use secretRef of the model or data source",
+        forbidden=True,
+        holds=lambda name: not isinstance(name, str) or not matches(name, ENV_SECRETS),
+    ),
+    Rule(
+        at=("spec.env[].name",),
+        cel=f"!{cel_matches('self', ENV_OWNED)}",
+        must="is set by the job itself",
+        instead="remove it; nodes and processes are said in resources",
+        forbidden=True,
+        holds=lambda name: not isinstance(name, str) or not matches(name, ENV_OWNED),
+    ),
+)
+
+SPEC_RULES: tuple[Rule, ...] = STAGE_RULES + TUNING_RULES + MODEL_RULES + OTHER_RULES

@@ -1,0 +1,60 @@
+"""The spec of a PostTrainingJob: exactly the fields that work, each with its words, bounds and an example.
+
+The CRD is generated from these models and every reader of a job parses with them, so that the API server, the operator and
+`posttrain validate` refuse the same things. What one field says about another is in `posttrain_api.rules`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from posttrain_api.spec.data import Data
+from posttrain_api.spec.fields import ObjectName, SpecModel, optional, required
+from posttrain_api.spec.references import ModelRef
+from posttrain_api.spec.run import EnvVar, PullSecret, Resources, RunPolicy, Storage
+from posttrain_api.spec.training import CheckpointPolicy, DeepSpeed, Evaluation, Lora, OutputPolicy, Training
+from pydantic import Field
+
+__all__ = ["JobSpec"]
+
+
+class JobSpec(SpecModel):
+    """What is trained, on what, how, and where. Editable until the job starts; then only suspend and runPolicy are."""
+
+    stage: Literal["Pretrain", "SFT"] = required(
+        "What is trained: Pretrain learns every token of plain text, SFT the answers to prompts", example="SFT"
+    )
+    tuning: Literal["Full", "LoRA"] | None = optional(
+        "Full changes every weight, LoRA trains small adapters. Outside Pretrain this or a lora block must be given: full fine-tuning is never "
+        "an accident", default="Pretrain: Full; with a lora block: LoRA", example="LoRA",
+    )  # fmt: skip
+    lora: Lora | None = optional("Low-rank adapters; the block alone means tuning LoRA", example={"rank": 16})
+    model: ModelRef = required("The model that training starts from", example={"uri": "hf://Qwen/Qwen2.5-1.5B-Instruct"})
+    data: Data = required("The rows to train and to evaluate on", example={"train": [{"uri": "pvc://datasets/gsm8k/train.jsonl"}]})
+    training: Training | None = optional("Optimizer, schedule and length", example={"epochs": 3, "batchSize": 64})
+    deepspeed: DeepSpeed | None = optional("DeepSpeed", example={"zeroStage": 2})
+    evaluation: Evaluation | None = optional("When data.eval is evaluated", example={"everySteps": 100})
+    checkpoint: CheckpointPolicy | None = optional("When the state is saved and how it is resumed", example={"everySteps": 200, "keepLast": 3})
+    output: OutputPolicy | None = optional("What is exported at the end", example={"mergeAdapter": True})
+    storage: Storage = required("Where checkpoints and the model are kept", example={"claimName": "runs"})
+    resources: Resources | None = optional("Pods, GPUs, memory and placement", example={"nodes": 2, "gpusPerNode": 8})
+    image: str | None = optional(
+        "Trainer image", default="the platform's", example="registry.example.com/posttrain-trainer:0.1.0",
+        min_length=1, max_length=512, pattern=r"^[^\s]+$",
+    )  # fmt: skip
+    image_pull_secrets: Annotated[tuple[PullSecret, ...], Field(max_length=8)] | None = optional(
+        "Secrets that pull the image", default="none", example=[{"name": "registry"}]
+    )
+    service_account_name: ObjectName | None = optional(
+        "ServiceAccount of the pods; its token is not mounted", default="default", example="trainer"
+    )
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] | None = optional(
+        "Literal environment variables of the trainer", default="none", example=[{"name": "NCCL_DEBUG", "value": "WARN"}]
+    )
+    run_policy: RunPolicy | None = optional("Deadlines and cleaning up", example={"activeDeadlineSeconds": 86400})
+    suspend: bool = Field(
+        False,
+        description="true at creation: validate and publish the plan, start nothing; later: save, stop, and go on where it was when "
+        "false again. Default: false. Example: true.",
+        json_schema_extra={"x-example": True},
+    )

@@ -1,0 +1,107 @@
+"""How a field of the API is declared: its words, unit, default, range and an example, said once.
+
+`kubectl explain` shows the description built here, the CRD takes the bounds, and error messages take the example as the next
+step. Called by the spec models only; it knows no field of its own.
+
+A field left out stays out of the stored object (None here): the effective value is the plan's business, so the default is a text
+for the reader and never a schema default.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+
+from posttrain_api.base import Model
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+
+NO_EXAMPLE: Final = ""
+
+
+class SpecModel(Model):
+    """Base of the spec: strict about types too, because the API server is ("64" is no integer there)."""
+
+    model_config = ConfigDict(strict=True)
+
+
+def optional(text: str, *, example: Any, default: str | None = None, unit: str | None = None, **bounds: Any) -> Any:
+    """A field that may be left out. `bounds` are pydantic's (ge, gt, le, lt, min_length, max_length, pattern, alias)."""
+    return Field(None, **_arguments(text, example, default, unit, bounds))
+
+
+def required(text: str, *, example: Any, unit: str | None = None, **bounds: Any) -> Any:
+    """A field that must be given."""
+    return Field(..., **_arguments(text, example, None, unit, bounds))
+
+
+def _arguments(text: str, example: Any, default: str | None, unit: str | None, bounds: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": _describe(text, example, default, unit, bounds),
+        "json_schema_extra": {"x-example": example},
+        **bounds,
+    }
+
+
+def _describe(text: str, example: Any, default: str | None, unit: str | None, bounds: dict[str, Any]) -> str:
+    parts = [text.rstrip(".") + "."]
+    if unit:
+        parts.append(f"Unit: {unit}.")
+    if default:
+        parts.append(f"Default: {default}.")
+    if reach := describe_range(bounds):
+        parts.append(f"Range: {reach}.")
+    if example != NO_EXAMPLE:
+        parts.append(f"Example: {_plain(example)}.")
+    return " ".join(parts)
+
+
+def describe_range(bounds: dict[str, Any]) -> str:
+    """`1 to 512`, `more than 0, at most 1`; empty where there are no numeric bounds."""
+    low, high = bounds.get("ge"), bounds.get("le")
+    if low is not None and high is not None:
+        return f"{_plain(low)} to {_plain(high)}"
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return ", ".join(f"{word} {_plain(bounds[key])}" for key, word in words.items() if key in bounds)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
+
+
+def _check_quantity(value: int | str) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and len(value) <= 32 and re.fullmatch(QUANTITY_PATTERN.strip("^$"), value):
+        return value
+    raise ValueError('must be a quantity: a whole number, or a text like "500m" or "64Gi"')
+
+
+Quantity = Annotated[
+    int | str,
+    AfterValidator(_check_quantity),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maxLength": 32,
+            "minimum": 0,
+            "pattern": QUANTITY_PATTERN,
+            "x-kubernetes-int-or-string": True,
+        }
+    ),
+]
+"""A Kubernetes quantity as YAML gives it: 8, "500m", "64Gi"."""
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+JOB_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+MAX_JOB_NAME = 50
+"""Children are called `<name>-worker-<i>` and names are label values of at most 63 characters."""
+
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]

@@ -1,0 +1,107 @@
+"""References: where a model, a tokenizer, a data set's secret or an earlier job is.
+
+A reference says where something is, never how it gets there: the plan turns `pvc://` into a mount and leaves `hf://` to the
+trainer's `prepare`. The forms a URI may have are rules (rules/), because a rule can say what to write instead and a pattern cannot.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from posttrain_api.spec.fields import JOB_NAME, MAX_JOB_NAME, ObjectName, SpecModel, optional, required
+
+MAX_URI = 1024
+
+
+class ObjectRef(SpecModel):
+    """An object of the job's namespace, by name."""
+
+    name: ObjectName = required("Name of the object in the job's namespace", example="hf-token")
+
+
+class JobRef(SpecModel):
+    """Another PostTrainingJob of the same namespace, by name."""
+
+    name: str = required(
+        "Name of a PostTrainingJob in the same namespace; this job waits (Suspended, WaitingForDependency) until it has succeeded",
+        example="base-pretrain",
+        min_length=1,
+        max_length=MAX_JOB_NAME,
+        pattern=JOB_NAME,
+    )
+
+
+class TokenizerRef(SpecModel):
+    """A ready tokenizer for a model made from scratch."""
+
+    uri: str = required(
+        "Where the tokenizer is: hf://org/name[@revision], pvc://claim/path or image:///absolute/path (baked into the image)",
+        example="hf://Qwen/Qwen3-0.6B",
+        min_length=1,
+        max_length=MAX_URI,
+    )
+    secret_ref: ObjectRef | None = optional(
+        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)", example={"name": "hf-token"}
+    )
+
+
+class Scratch(SpecModel):
+    """A model made from its shape, its weights drawn from training.seed (Pretrain only)."""
+
+    family: Literal["Llama", "Qwen3"] = required("Architecture of the new model", example="Llama")
+    vocab_size: int = required(
+        "Size of the vocabulary; without `tokenizer` a byte-level BPE tokenizer of this size is trained from the training data",
+        unit="tokens", example=4096, ge=260, le=1048576,
+    )  # fmt: skip
+    hidden_size: int = required("Width of the residual stream", example=256, ge=8, le=65536)
+    intermediate_size: int | None = optional(
+        "Width of the feed-forward layers", default="4 x hiddenSize", example=1024, ge=8, le=262144
+    )
+    layers: int = required("Number of transformer layers", example=4, ge=1, le=512)
+    heads: int = required("Number of attention heads", example=8, ge=1, le=1024)
+    kv_heads: int | None = optional(
+        "Number of key and value heads (grouped-query attention); divides heads", default="heads", example=4, ge=1, le=1024
+    )
+    head_dim: int | None = optional(
+        "Width of one head, even", default="hiddenSize / heads", example=32, ge=2, le=1024
+    )
+    max_length: int | None = optional(
+        "Longest sequence the model is made for", unit="tokens", default="data.maxLength", example=2048, ge=8, le=1048576
+    )
+    tokenizer: TokenizerRef | None = optional(
+        "A ready tokenizer to use", default="one is trained from the training data", example={"uri": "hf://Qwen/Qwen3-0.6B"}
+    )
+
+
+class ModelRef(SpecModel):
+    """The model that training starts from: exactly one of uri, fromJob and scratch."""
+
+    uri: str | None = optional(
+        "Where the model is: hf://org/name[@revision], pvc://claim/path or image:///absolute/path (baked into the image). "
+        "An hf revision is pinned for all attempts and shown in status.model.resolvedRevision",
+        example="hf://Qwen/Qwen2.5-1.5B-Instruct", min_length=1, max_length=MAX_URI,
+    )  # fmt: skip
+    from_job: JobRef | None = optional(
+        "Start from the output of another job of this namespace; its claim is mounted read-only", example={"name": "base-pretrain"}
+    )
+    scratch: Scratch | None = optional(
+        "Make a new model of this shape (stage Pretrain only)",
+        example={"family": "Llama", "vocabSize": 4096, "hiddenSize": 256, "layers": 4, "heads": 8},
+    )
+    secret_ref: ObjectRef | None = optional(
+        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)", example={"name": "hf-token"}
+    )
+    dtype: Literal["Auto", "FP32"] | None = optional(
+        "Number format the weights are loaded in; Auto follows training.precision", default="Auto", example="FP32"
+    )
+    attention: Literal["Auto", "SDPA", "Eager"] | None = optional(
+        "Attention kernel; Auto takes the fastest that is exact on the device", default="Auto", example="SDPA"
+    )
+    trust_remote_code: bool | None = optional(
+        "Run Python code that comes with the model; an hf:// URI must then be pinned to a 40-character commit", default="false", example=True
+    )
+    chat_template: str | None = optional(
+        "Jinja chat template instead of the tokenizer's own (stage SFT, rows with messages)",
+        default="the tokenizer's", example="{% for m in messages %}{{ m.content }}{% endfor %}",
+        min_length=1, max_length=16384,
+    )  # fmt: skip
