@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+
 from posttrain_api import names
 from posttrain_api.problems import InvalidJob, Problem, schema_problems
 from posttrain_api.rules import CHECKED_RULES, Rule
 from posttrain_api.rules.types import get, nodes
 from posttrain_api.spec import JobSpec
-from pydantic import ValidationError
-from pydantic_core import from_json, to_json
 
 __all__ = ["InvalidJob", "Job", "Problem", "check", "parse_job"]
 

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from posttrain_api.base import Model
-from posttrain_api.spec.fields import describe_range
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+
+from posttrain_api.base import Model
+from posttrain_api.spec.fields import describe_range
 
 _SHOWN = 80
 _MISSING = object()
@@ -70,7 +71,9 @@ def _translate(model: type[Model], root: str, detail: ErrorDetails) -> Problem:
     return Problem(path, _rule(detail, info), value, _next_step(kind, info))
 
 
-def _walk(model: type[Model], loc: tuple[int | str, ...]) -> tuple[list[int | str], type[Model] | None, FieldInfo | None]:
+def _walk(
+    model: type[Model], loc: tuple[int | str, ...]
+) -> tuple[list[int | str], type[Model] | None, FieldInfo | None]:
     """Follows an error's location: the path without pydantic's own marks, the model that owns the last field, the field."""
     steps: list[int | str] = []
     owner: type[Model] | None = model
@@ -81,7 +84,7 @@ def _walk(model: type[Model], loc: tuple[int | str, ...]) -> tuple[list[int | st
             steps.append(step)
             continue
         if inner is None:
-            if info is None or not _is_map(info) or len(steps) and steps[-1] == step:
+            if info is None or not _is_map(info) or (len(steps) and steps[-1] == step):
                 continue
             steps.append(step)
             continue
@@ -134,7 +137,9 @@ def _range_rule(info: FieldInfo | None, context: dict[str, Any]) -> str:
 
 _RULES: dict[str, Callable[[dict[str, Any]], str]] = {
     "missing": lambda _: "is required",
-    "literal_error": lambda context: f"must be one of {str(context['expected']).replace(' or ', ', ')}".replace("'", ""),
+    "literal_error": lambda context: f"must be one of {str(context['expected']).replace(' or ', ', ')}".replace(
+        "'", ""
+    ),
     "string_pattern_mismatch": lambda context: f"must match {context['pattern']}",
     "string_too_short": lambda context: f"must have at least {context['min_length']} character(s)",
     "string_too_long": lambda context: f"must have at most {context['max_length']} characters",

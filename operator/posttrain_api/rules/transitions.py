@@ -39,7 +39,9 @@ _ADVICE = "only suspend and runPolicy can be edited now (without terminationGrac
 TRANSITION_RULES: tuple[Rule, ...] = (
     Rule(
         at=("",),
-        cel=f"!({_STARTED}) || (" + " && ".join(_same(path) for path in (*[f"spec.{n}" for n in _frozen_fields()], _GRACE)) + ")",
+        cel=f"!({_STARTED}) || ("
+        + " && ".join(_same(path) for path in (*[f"spec.{n}" for n in _frozen_fields()], _GRACE))
+        + ")",
         must="the job has started and its spec is immutable",
         instead=_ADVICE,
         message_expression=f"'the job has started, immutable now: ' + {_changed_names()} + '; {_ADVICE}'",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from posttrain_api.spec.data import Data
 from posttrain_api.spec.fields import ObjectName, SpecModel, optional, required
 from posttrain_api.spec.references import ModelRef
 from posttrain_api.spec.run import EnvVar, PullSecret, Resources, RunPolicy, Storage
 from posttrain_api.spec.training import CheckpointPolicy, DeepSpeed, Evaluation, Lora, OutputPolicy, Training
-from pydantic import Field
 
 __all__ = ["JobSpec"]
 
@@ -29,12 +30,18 @@ class JobSpec(SpecModel):
         "an accident", default="Pretrain: Full; with a lora block: LoRA", example="LoRA",
     )  # fmt: skip
     lora: Lora | None = optional("Low-rank adapters; the block alone means tuning LoRA", example={"rank": 16})
-    model: ModelRef = required("The model that training starts from", example={"uri": "hf://Qwen/Qwen2.5-1.5B-Instruct"})
-    data: Data = required("The rows to train and to evaluate on", example={"train": [{"uri": "pvc://datasets/gsm8k/train.jsonl"}]})
+    model: ModelRef = required(
+        "The model that training starts from", example={"uri": "hf://Qwen/Qwen2.5-1.5B-Instruct"}
+    )
+    data: Data = required(
+        "The rows to train and to evaluate on", example={"train": [{"uri": "pvc://datasets/gsm8k/train.jsonl"}]}
+    )
     training: Training | None = optional("Optimizer, schedule and length", example={"epochs": 3, "batchSize": 64})
     deepspeed: DeepSpeed | None = optional("DeepSpeed", example={"zeroStage": 2})
     evaluation: Evaluation | None = optional("When data.eval is evaluated", example={"everySteps": 100})
-    checkpoint: CheckpointPolicy | None = optional("When the state is saved and how it is resumed", example={"everySteps": 200, "keepLast": 3})
+    checkpoint: CheckpointPolicy | None = optional(
+        "When the state is saved and how it is resumed", example={"everySteps": 200, "keepLast": 3}
+    )
     output: OutputPolicy | None = optional("What is exported at the end", example={"mergeAdapter": True})
     storage: Storage = required("Where checkpoints and the model are kept", example={"claimName": "runs"})
     resources: Resources | None = optional("Pods, GPUs, memory and placement", example={"nodes": 2, "gpusPerNode": 8})
@@ -49,7 +56,9 @@ class JobSpec(SpecModel):
         "ServiceAccount of the pods; its token is not mounted", default="default", example="trainer"
     )
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] | None = optional(
-        "Literal environment variables of the trainer", default="none", example=[{"name": "NCCL_DEBUG", "value": "WARN"}]
+        "Literal environment variables of the trainer",
+        default="none",
+        example=[{"name": "NCCL_DEBUG", "value": "WARN"}],
     )
     run_policy: RunPolicy | None = optional("Deadlines and cleaning up", example={"activeDeadlineSeconds": 86400})
     suspend: bool = Field(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from posttrain_api.spec.fields import SpecModel, optional, required
 from posttrain_api.spec.references import MAX_URI, ObjectRef
-from pydantic import Field
 
 MAX_SOURCES = 16
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
@@ -16,7 +17,9 @@ class Columns(SpecModel):
     """Our names for the data's columns; what is not named is looked for under our own name."""
 
     text: ColumnName | None = optional("Column with plain text", default="text", example="content")
-    messages: ColumnName | None = optional("Column with a list of {role, content}", default="messages", example="conversation")
+    messages: ColumnName | None = optional(
+        "Column with a list of {role, content}", default="messages", example="conversation"
+    )
     prompt: ColumnName | None = optional("Column with the prompt", default="prompt", example="question")
     completion: ColumnName | None = optional("Column with the answer to learn", default="completion", example="answer")
 
@@ -30,12 +33,19 @@ class DataSource(SpecModel):
         example="pvc://datasets/gsm8k/train.jsonl", min_length=1, max_length=MAX_URI,
     )  # fmt: skip
     secret_ref: ObjectRef | None = optional(
-        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)", example={"name": "hf-token"}
+        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)",
+        example={"name": "hf-token"},
     )
     split: str | None = optional(
-        "Split of an hf:// data set", default="train, for eval: validation, else test", example="train", min_length=1, max_length=128
+        "Split of an hf:// data set",
+        default="train, for eval: validation, else test",
+        example="train",
+        min_length=1,
+        max_length=128,
     )
-    subset: str | None = optional("Subset (configuration) of an hf:// data set", example="main", min_length=1, max_length=128)
+    subset: str | None = optional(
+        "Subset (configuration) of an hf:// data set", example="main", min_length=1, max_length=128
+    )
     format: Literal["Auto", "JSONL", "Parquet", "Arrow"] | None = optional(
         "Format of the files; Auto goes by their names", default="Auto", example="JSONL"
     )
@@ -43,17 +53,26 @@ class DataSource(SpecModel):
         "Which of the data's columns are meant: our name on the left, the data's on the right",
         default="our own names", example={"prompt": "question", "completion": "answer"},
     )  # fmt: skip
-    max_rows: int | None = optional("Read at most so many rows, from the start", unit="rows", default="all", example=1000, ge=1, le=10**12)
+    max_rows: int | None = optional(
+        "Read at most so many rows, from the start", unit="rows", default="all", example=1000, ge=1, le=10**12
+    )
 
 
 class BadRows(SpecModel):
     """What happens to rows that cannot be used; each is counted by reason in status.dataReport."""
 
     policy: Literal["Fail", "Skip"] | None = optional(
-        "Fail ends the job at the first bad row (DataRowsRejected), Skip leaves bad rows out up to maxFraction", default="Fail", example="Skip"
+        "Fail ends the job at the first bad row (DataRowsRejected), Skip leaves bad rows out up to maxFraction",
+        default="Fail",
+        example="Skip",
     )
     max_fraction: float | None = optional(
-        "Under Skip: the job fails where a larger share of the rows is bad", unit="share of all rows", default="0.001", example=0.01, ge=0, le=1
+        "Under Skip: the job fails where a larger share of the rows is bad",
+        unit="share of all rows",
+        default="0.001",
+        example=0.01,
+        ge=0,
+        le=1,
     )
 
 
@@ -61,20 +80,32 @@ class Data(SpecModel):
     """The rows: training sets, evaluation sets, and how they are cut and counted."""
 
     train: Annotated[tuple[DataSource, ...], Field(min_length=1, max_length=MAX_SOURCES)] = required(
-        "Data sets to train on, read one after the other and shuffled together", example=[{"uri": "pvc://datasets/gsm8k/train.jsonl"}]
+        "Data sets to train on, read one after the other and shuffled together",
+        example=[{"uri": "pvc://datasets/gsm8k/train.jsonl"}],
     )
     eval: Annotated[tuple[DataSource, ...], Field(min_length=1, max_length=MAX_SOURCES)] | None = optional(
         "Data sets for the evaluation loss", default="none", example=[{"uri": "pvc://datasets/gsm8k/test.jsonl"}]
     )
-    max_length: int | None = optional("Longest sequence, prompt and answer together", unit="tokens", default="2048", example=1024, ge=8, le=1048576)
+    max_length: int | None = optional(
+        "Longest sequence, prompt and answer together", unit="tokens", default="2048", example=1024, ge=8, le=1048576
+    )
     loss_on: Literal["Auto", "Completion", "All"] | None = optional(
-        "Which tokens are learned. Auto: in Pretrain all, in SFT the answers (the prompt is never counted)", default="Auto", example="Completion"
+        "Which tokens are learned. Auto: in Pretrain all, in SFT the answers (the prompt is never counted)",
+        default="Auto",
+        example="Completion",
     )
     too_long: Literal["Skip", "Split", "Truncate", "Fail"] | None = optional(
         "What happens to sequences above maxLength; Split (Pretrain only) cuts them into pieces. They are counted apart from bad rows",
         default="Skip; Pretrain: Split", example="Truncate",
     )  # fmt: skip
     too_long_max_fraction: float | None = optional(
-        "The job fails where a larger share of the rows is too long", unit="share of all rows", default="0.1", example=0.05, ge=0, le=1
+        "The job fails where a larger share of the rows is too long",
+        unit="share of all rows",
+        default="0.1",
+        example=0.05,
+        ge=0,
+        le=1,
     )
-    bad_rows: BadRows | None = optional("What happens to rows that cannot be used", example={"policy": "Skip", "maxFraction": 0.01})
+    bad_rows: BadRows | None = optional(
+        "What happens to rows that cannot be used", example={"policy": "Skip", "maxFraction": 0.01}
+    )

@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final
 
-from posttrain_api.base import Model
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+
+from posttrain_api.base import Model
 
 NO_EXAMPLE: Final = ""
 
@@ -34,7 +35,9 @@ def required(text: str, *, example: Any, unit: str | None = None, **bounds: Any)
     return Field(..., **_arguments(text, example, None, unit, bounds))
 
 
-def _arguments(text: str, example: Any, default: str | None, unit: str | None, bounds: dict[str, Any]) -> dict[str, Any]:
+def _arguments(
+    text: str, example: Any, default: str | None, unit: str | None, bounds: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "description": _describe(text, example, default, unit, bounds),
         "json_schema_extra": {"x-example": example},

@@ -41,7 +41,8 @@ class TokenizerRef(SpecModel):
         max_length=MAX_URI,
     )
     secret_ref: ObjectRef | None = optional(
-        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)", example={"name": "hf-token"}
+        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)",
+        example={"name": "hf-token"},
     )
 
 
@@ -60,16 +61,25 @@ class Scratch(SpecModel):
     layers: int = required("Number of transformer layers", example=4, ge=1, le=512)
     heads: int = required("Number of attention heads", example=8, ge=1, le=1024)
     kv_heads: int | None = optional(
-        "Number of key and value heads (grouped-query attention); divides heads", default="heads", example=4, ge=1, le=1024
+        "Number of key and value heads (grouped-query attention); divides heads",
+        default="heads",
+        example=4,
+        ge=1,
+        le=1024,
     )
-    head_dim: int | None = optional(
-        "Width of one head, even", default="hiddenSize / heads", example=32, ge=2, le=1024
-    )
+    head_dim: int | None = optional("Width of one head, even", default="hiddenSize / heads", example=32, ge=2, le=1024)
     max_length: int | None = optional(
-        "Longest sequence the model is made for", unit="tokens", default="data.maxLength", example=2048, ge=8, le=1048576
+        "Longest sequence the model is made for",
+        unit="tokens",
+        default="data.maxLength",
+        example=2048,
+        ge=8,
+        le=1048576,
     )
     tokenizer: TokenizerRef | None = optional(
-        "A ready tokenizer to use", default="one is trained from the training data", example={"uri": "hf://Qwen/Qwen3-0.6B"}
+        "A ready tokenizer to use",
+        default="one is trained from the training data",
+        example={"uri": "hf://Qwen/Qwen3-0.6B"},
     )
 
 
@@ -82,14 +92,16 @@ class ModelRef(SpecModel):
         example="hf://Qwen/Qwen2.5-1.5B-Instruct", min_length=1, max_length=MAX_URI,
     )  # fmt: skip
     from_job: JobRef | None = optional(
-        "Start from the output of another job of this namespace; its claim is mounted read-only", example={"name": "base-pretrain"}
+        "Start from the output of another job of this namespace; its claim is mounted read-only",
+        example={"name": "base-pretrain"},
     )
     scratch: Scratch | None = optional(
         "Make a new model of this shape (stage Pretrain only)",
         example={"family": "Llama", "vocabSize": 4096, "hiddenSize": 256, "layers": 4, "heads": 8},
     )
     secret_ref: ObjectRef | None = optional(
-        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)", example={"name": "hf-token"}
+        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)",
+        example={"name": "hf-token"},
     )
     dtype: Literal["Auto", "FP32"] | None = optional(
         "Number format the weights are loaded in; Auto follows training.precision", default="Auto", example="FP32"
@@ -98,7 +110,9 @@ class ModelRef(SpecModel):
         "Attention kernel; Auto takes the fastest that is exact on the device", default="Auto", example="SDPA"
     )
     trust_remote_code: bool | None = optional(
-        "Run Python code that comes with the model; an hf:// URI must then be pinned to a 40-character commit", default="false", example=True
+        "Run Python code that comes with the model; an hf:// URI must then be pinned to a 40-character commit",
+        default="false",
+        example=True,
     )
     chat_template: str | None = optional(
         "Jinja chat template instead of the tokenizer's own (stage SFT, rows with messages)",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from posttrain_api.spec.fields import ObjectName, Quantity, SpecModel, optional, required
 from pydantic import Field
+
+from posttrain_api.spec.fields import ObjectName, Quantity, SpecModel, optional, required
 
 YEAR = 31_536_000
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
@@ -24,8 +25,12 @@ class Storage(SpecModel):
 class Toleration(SpecModel):
     """As in a pod: which taint of a node is tolerated."""
 
-    key: LabelKey | None = optional("Key of the taint; without it every key (operator Exists)", example="nvidia.com/gpu")
-    operator: Literal["Equal", "Exists"] | None = optional("How key and value are compared", default="Equal", example="Exists")
+    key: LabelKey | None = optional(
+        "Key of the taint; without it every key (operator Exists)", example="nvidia.com/gpu"
+    )
+    operator: Literal["Equal", "Exists"] | None = optional(
+        "How key and value are compared", default="Equal", example="Exists"
+    )
     value: LabelValue | None = optional("Value of the taint (operator Equal)", example="present")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = optional(
         "Effect of the taint", default="every effect", example="NoSchedule"
@@ -38,21 +43,35 @@ class Toleration(SpecModel):
 class Resources(SpecModel):
     """What each pod gets; requests equal limits. One pod per node."""
 
-    nodes: int | None = optional("Number of pods, each on its own share of a node", default="1", example=2, ge=1, le=1024)
-    gpus_per_node: int | None = optional(
-        "GPUs of each pod, one process for each; 0 is a run on the CPU and needs processesPerNode", default="1", example=8, ge=0, le=64
+    nodes: int | None = optional(
+        "Number of pods, each on its own share of a node", default="1", example=2, ge=1, le=1024
     )
-    processes_per_node: int | None = optional("Processes of each pod of a CPU run (gpusPerNode 0 only)", default="one per GPU", example=2, ge=1, le=64)
+    gpus_per_node: int | None = optional(
+        "GPUs of each pod, one process for each; 0 is a run on the CPU and needs processesPerNode",
+        default="1",
+        example=8,
+        ge=0,
+        le=64,
+    )
+    processes_per_node: int | None = optional(
+        "Processes of each pod of a CPU run (gpusPerNode 0 only)", default="one per GPU", example=2, ge=1, le=64
+    )
     gpu_resource_name: str | None = optional(
         "Name of the extended resource that a GPU is", default="nvidia.com/gpu", example="nvidia.com/gpu",
         min_length=3, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
     )  # fmt: skip
     cpu: Quantity | None = optional("CPU cores of each pod", default="8 per GPU; CPU run: 1 per process", example=16)
     memory: Quantity | None = optional(
-        "Memory of each pod, sharedMemory included", unit="bytes", default="64Gi per GPU; CPU run: 2Gi per process", example="256Gi"
+        "Memory of each pod, sharedMemory included",
+        unit="bytes",
+        default="64Gi per GPU; CPU run: 2Gi per process",
+        example="256Gi",
     )
     shared_memory: Quantity | None = optional(
-        "Size of /dev/shm, counted in memory", unit="bytes", default="16Gi, at most half of memory; CPU run: 1Gi", example="32Gi"
+        "Size of /dev/shm, counted in memory",
+        unit="bytes",
+        default="16Gi, at most half of memory; CPU run: 1Gi",
+        example="32Gi",
     )
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] | None = optional(
         "Labels a node must have", default="any node", example={"node.kubernetes.io/instance-type": "p5.48xlarge"}
@@ -60,14 +79,20 @@ class Resources(SpecModel):
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = optional(
         "Taints of nodes that are tolerated", default="none", example=[{"key": "nvidia.com/gpu", "operator": "Exists"}]
     )
-    priority_class_name: ObjectName | None = optional("PriorityClass of the pods", default="the cluster's", example="high-priority")
-    scheduler_name: ObjectName | None = optional("Scheduler of the pods", default="the cluster's", example="default-scheduler")
+    priority_class_name: ObjectName | None = optional(
+        "PriorityClass of the pods", default="the cluster's", example="high-priority"
+    )
+    scheduler_name: ObjectName | None = optional(
+        "Scheduler of the pods", default="the cluster's", example="default-scheduler"
+    )
 
 
 class PullSecret(SpecModel):
     """A Secret that pulls the image."""
 
-    name: ObjectName = required("Name of a Secret of type kubernetes.io/dockerconfigjson in the job's namespace", example="registry")
+    name: ObjectName = required(
+        "Name of a Secret of type kubernetes.io/dockerconfigjson in the job's namespace", example="registry"
+    )
 
 
 class EnvVar(SpecModel):
@@ -85,14 +110,34 @@ class RunPolicy(SpecModel):
     """Deadlines and cleaning up. Editable while the job runs, except terminationGracePeriodSeconds."""
 
     active_deadline_seconds: int | None = optional(
-        "The job fails (DeadlineExceeded) after so much time with its pods admitted, over all attempts", unit="seconds", default="none", example=86400, ge=1, le=YEAR
+        "The job fails (DeadlineExceeded) after so much time with its pods admitted, over all attempts",
+        unit="seconds",
+        default="none",
+        example=86400,
+        ge=1,
+        le=YEAR,
     )
     startup_deadline_seconds: int | None = optional(
-        "The job fails (StartupTimeout) where training has not begun after so much time", unit="seconds", default="none", example=3600, ge=1, le=YEAR
+        "The job fails (StartupTimeout) where training has not begun after so much time",
+        unit="seconds",
+        default="none",
+        example=3600,
+        ge=1,
+        le=YEAR,
     )
     ttl_seconds_after_finished: int | None = optional(
-        "Pods and child objects are deleted so long after the end; the job itself, its storage and its model stay", unit="seconds", default="never", example=86400, ge=0, le=YEAR
+        "Pods and child objects are deleted so long after the end; the job itself, its storage and its model stay",
+        unit="seconds",
+        default="never",
+        example=86400,
+        ge=0,
+        le=YEAR,
     )
     termination_grace_period_seconds: int | None = optional(
-        "What a stopped pod has to save its state", unit="seconds", default="600; with model.scratch from its size", example=900, ge=1, le=86400
+        "What a stopped pod has to save its state",
+        unit="seconds",
+        default="600; with model.scratch from its size",
+        example=900,
+        ge=1,
+        le=86400,
     )

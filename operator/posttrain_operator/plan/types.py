@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain_api.records import Output
+from posttrain_api.records import Checkpoint, Output
 from posttrain_api.trainer import TrainerConfig
 
 
@@ -38,6 +38,8 @@ class Parent:
     uid: str
     stage: str
     output: Output
+    checkpoint: Checkpoint | None = None
+    """status.checkpoints.last: where `checkpoint.from.fromJob` starts."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,126 @@
+"""`build_plan`: from a parsed job, the platform's settings and finished parents to the Plan. Pure.
+
+Called by reconcile before anything is created, by `posttrain run` and by `posttrain validate --resolved`. Equal inputs give equal plans, and
+the hash says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
+
+from posttrain_api import names
+from posttrain_api.base import canonical_json
+from posttrain_api.job import Job
+from posttrain_api.trainer import JobIdentity, TrainerConfig
+from posttrain_operator.plan import pods
+from posttrain_operator.plan.context import Context, context_of
+from posttrain_operator.plan.model import model_config, model_location
+from posttrain_operator.plan.resolved import resolved_values
+from posttrain_operator.plan.sources import Location
+from posttrain_operator.plan.training import (
+    checkpoint_config,
+    checkpoint_location,
+    data_config,
+    data_locations,
+    lora_config,
+    training_config,
+)
+from posttrain_operator.plan.types import Parent, Plan, PlanSettings
+
+
+def dependencies(job: Job) -> tuple[str, ...]:
+    """Names of the jobs that must have succeeded first, each once, in the spec's order."""
+    start = job.spec.checkpoint.from_ if job.spec.checkpoint else None
+    references = (job.spec.model.from_job, start.from_job if start else None)
+    return tuple(dict.fromkeys(reference.name for reference in references if reference))
+
+
+def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) -> Plan:
+    """The plan of a job with a uid. Raises PlanError; WaitingForDependency in it means that `parents` lacks one of `dependencies`."""
+    context = context_of(job, settings, parents)
+    locations = _Locations.of(context)
+    config = _trainer_config(context, locations)
+    pod = pods.resources(context, config.topology)
+    place = pods.placement(context)
+    image = job.spec.image or settings.trainer_image
+    plan = Plan(
+        config=config,
+        image=image,
+        image_pull_policy=settings.image_pull_policy,
+        resources=pod,
+        placement=place,
+        storage_claim=job.spec.storage.claim_name,
+        claims=locations.all("claims"),
+        config_maps=locations.all("config_maps"),
+        secrets=locations.all("secrets"),
+        env=pods.environment(context, config.topology, pod),
+        rendezvous_port=settings.rendezvous_port,
+        metrics_port=settings.metrics_port,
+        grace_seconds=config.grace_seconds,
+        resolved=resolved_values(config, image, pod, place),
+        spec_hash="",
+    )
+    return replace(plan, spec_hash=_hash(plan))
+
+
+@dataclass(frozen=True)
+class _Locations:
+    """Every place the job reads from, by its use."""
+
+    model: Location | None
+    train: tuple[Location, ...]
+    eval: tuple[Location, ...]
+    checkpoint: Location | None
+
+    @classmethod
+    def of(cls, context: Context) -> _Locations:
+        """Locates them all; PlanError on the first that cannot be."""
+        train, evaluation = data_locations(context, "train"), data_locations(context, "eval")
+        return cls(model_location(context), train, evaluation, checkpoint_location(context))
+
+    def all(self, kind: str) -> tuple[str, ...]:
+        """Sorted names of the claims, config_maps or secrets that all places need."""
+        places: list[Location | None] = [self.model, *self.train, *self.eval, self.checkpoint]
+        return tuple(sorted(frozenset().union(*(getattr(place, kind) for place in places if place))))
+
+
+def _trainer_config(context: Context, locations: _Locations) -> TrainerConfig:
+    job, spec = context.job, context.spec
+    folder = names.run_path(job.name, job.uid)
+    model = model_config(context, locations.model)
+    return TrainerConfig(
+        job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
+        stage=spec.stage,
+        tuning=context.tuning,
+        lora=lora_config(context),
+        model=model,
+        data=data_config(context, locations.train, locations.eval),
+        training=training_config(context),
+        zero_stage=_zero_stage(context),
+        eval_every_steps=spec.evaluation.every_steps if spec.evaluation else None,
+        checkpoint=checkpoint_config(context, locations.checkpoint),
+        merge_adapter=bool(spec.output and spec.output.merge_adapter),
+        topology=pods.topology(context),
+        run_dir=posixpath.join(context.settings.storage_dir, folder),
+        run_uri=f"pvc://{spec.storage.claim_name}/{folder}",
+        work_dir=context.settings.work_dir,
+        grace_seconds=pods.grace_seconds(context, model.scratch),
+    )
+
+
+def _zero_stage(context: Context) -> Literal["Auto", 0, 1, 2, 3]:
+    said = context.spec.deepspeed.zero_stage if context.spec.deepspeed else None
+    return "Auto" if said is None else said
+
+
+def _hash(plan: Plan) -> str:
+    rest = {
+        field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in ("config", "spec_hash")
+    }
+    rest |= {"resources": asdict(plan.resources), "placement": asdict(plan.placement)}
+    values = {**rest, "config": plan.config.to_wire()}
+    return "sha256:" + hashlib.sha256(canonical_json(values).encode()).hexdigest()

@@ -1,0 +1,117 @@
+"""`status.resolved`: the effective values under the spec's own names, "Auto" where the trainer's `prepare` decides.
+
+Built with the plan, settled later with what `prepare` reported. What a user reads here can be copied into a spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain_api.records import Resolved
+from posttrain_api.trainer import TrainerConfig
+from posttrain_operator.plan.types import Placement, Resources
+
+_TRAINING_NAMES = (
+    "epochs", "maxSteps", "batchSize", "tokensPerMicroBatch", "learningRate", "schedule", "warmupSteps", "minLearningRateRatio",
+    "weightDecay", "epsilon", "maxGradNorm", "seed", "precision",
+)  # fmt: skip
+
+
+def resolved_values(config: TrainerConfig, image: str, pod: Resources, place: Placement) -> dict[str, Any]:
+    """Effective values of one plan; only what is set."""
+    values: dict[str, Any] = {
+        "stage": config.stage,
+        "tuning": config.tuning,
+        "lora": config.lora.to_wire() if config.lora else None,
+        "model": _model(config),
+        "data": _data(config),
+        "training": _training(config),
+        "deepspeed": {"zeroStage": config.zero_stage},
+        "evaluation": {"everySteps": config.eval_every_steps} if config.eval_every_steps else None,
+        "checkpoint": _checkpoint(config),
+        "output": {"mergeAdapter": config.merge_adapter},
+        "storage": {"uri": config.run_uri},
+        "resources": _resources(config, pod, place),
+        "image": image,
+        "runPolicy": {"terminationGracePeriodSeconds": config.grace_seconds},
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _model(config: TrainerConfig) -> dict[str, Any]:
+    model = config.model
+    values = {
+        "uri": model.source.uri if model.source else None,
+        "scratch": model.scratch.to_wire() if model.scratch else None,
+        "dtype": model.dtype,
+        "attention": model.attention,
+        "trustRemoteCode": model.trust_remote_code,
+    }
+    if model.scratch and model.scratch.tokenizer:
+        values["scratch"] = {**model.scratch.to_wire(), "tokenizer": {"uri": model.scratch.tokenizer.uri}}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _data(config: TrainerConfig) -> dict[str, Any]:
+    data = config.data
+    return {
+        "train": [source.uri for source in data.train],
+        **({"eval": [source.uri for source in data.eval]} if data.eval else {}),
+        "maxLength": data.max_length,
+        "lossOn": data.loss_on,
+        "tooLong": data.too_long,
+        "tooLongMaxFraction": data.too_long_max_fraction,
+        "badRows": {"policy": data.bad_rows_policy, "maxFraction": data.bad_rows_max_fraction},
+    }
+
+
+def _training(config: TrainerConfig) -> dict[str, Any]:
+    wire = config.training.to_wire()
+    values = {name: wire[name] for name in _TRAINING_NAMES if name in wire}
+    return {**values, "betas": [config.training.beta1, config.training.beta2]}
+
+
+def _checkpoint(config: TrainerConfig) -> dict[str, Any]:
+    wire = config.checkpoint.to_wire()
+    start = wire.pop("startFrom", None)
+    return {**wire, **({"from": start["uri"]} if start else {})}
+
+
+def _resources(config: TrainerConfig, pod: Resources, place: Placement) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "nodes": config.topology.nodes,
+        "gpusPerNode": config.topology.gpus_per_node,
+        "processesPerNode": config.topology.processes_per_node,
+        "gpuResourceName": pod.gpu_resource_name if pod.gpus else None,
+        "cpu": pod.cpu,
+        "memory": pod.memory,
+        "sharedMemory": pod.shared_memory,
+        "priorityClassName": place.priority_class_name,
+        "schedulerName": place.scheduler_name,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def settle(resolved: Mapping[str, Any], prepared: Resolved | None) -> dict[str, Any]:
+    """`resolved` with what `prepare` decided in place of "Auto", and what only it knows: total steps, revision, sizes."""
+    if prepared is None:
+        return dict(resolved)
+    training = {
+        "warmupSteps": prepared.warmup_steps,
+        "totalSteps": prepared.total_steps,
+        "precision": prepared.precision,
+    }
+    model: dict[str, Any] = {
+        "attention": prepared.attention,
+        "revision": prepared.revision,
+        "parameters": prepared.parameters,
+        "trainableParameters": prepared.trainable_parameters,
+    }
+    known = {key: value for key, value in model.items() if value is not None}
+    return {
+        **resolved,
+        "training": {**resolved.get("training", {}), **training},
+        "model": {**resolved.get("model", {}), **known},
+        "deepspeed": {"zeroStage": prepared.zero_stage},
+    }
