@@ -1,6 +1,5 @@
 """What the chart makes: the operator's pod, its Service, the kind, the notes."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,13 @@ import pytest
 import yaml
 
 from posttrain_api import names
+from posttrain_operator.settings import read_settings
 
 Object = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "posttrain-operator"
 CRD = ROOT / "crds" / "posttrainingjobs.yaml"
-SETTINGS = ROOT / "operator" / "posttrain_operator" / "settings.py"
 EVERYTHING_ON = (
     "metrics.serviceMonitor.enabled=true",
     "metrics.trainerPodMonitor.enabled=true",
@@ -154,9 +153,34 @@ def test_values_reach_the_operator(render: Any) -> None:
     }
 
 
-def test_the_operator_reads_what_the_chart_sets(default: list[Object]) -> None:
-    read = set(re.findall(r"POSTTRAIN_OPERATOR_[A-Z_]*[A-Z]", SETTINGS.read_text()))
-    assert {name for name in environment(default) if name.startswith("POSTTRAIN_OPERATOR_")} <= read
+class Recorded(dict[str, str]):
+    """An environment that remembers what was asked for."""
+
+    def __init__(self, values: dict[str, str]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def test_the_operator_reads_what_the_chart_sets_and_nothing_else(render: Any) -> None:
+    pods_own = {"POSTTRAIN_OPERATOR_NAMESPACE": "posttrain-system"}
+    env = Recorded(environment(render("trainer.allowCPU=true", 'watchNamespaces=["a","b"]')) | pods_own)
+    settings = read_settings(env)
+    assert env.asked - set(env) == {"POSTTRAIN_OPERATOR_TIME_SCALE"}  # for tests, not for the chart
+    assert set(env) - env.asked == set()
+    assert settings.plan.allow_cpu
+    assert (settings.watch_namespaces, settings.status_port, settings.metrics_port) == (("a", "b"), 10443, 8080)
+    assert settings.status_url == "https://release-posttrain-operator.posttrain-system.svc:10443"
+    assert settings.status_secret == "release-posttrain-operator-status"
+
+
+def test_the_operator_understands_a_chart_without_status_server(render: Any) -> None:
+    env = environment(render("statusServer.enabled=false")) | {"POSTTRAIN_OPERATOR_NAMESPACE": "n"}
+    settings = read_settings(env)
+    assert (settings.status_url, settings.status_port, settings.status_secret) == ("", None, "")
 
 
 def test_images_carry_the_charts_version(default: list[Object]) -> None:
