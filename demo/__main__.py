@@ -76,7 +76,7 @@ def train(cluster: Cluster, steps: show.Steps, settings: Settings) -> None:
 
 def output_folder(cluster: Cluster, name: str, volume: Path) -> Path:
     """Where the volume holds the model that the job's status names."""
-    uri = cluster.get("ptj", name)["status"]["output"]["uri"]
+    uri = str(cluster.get("ptj", name)["status"]["output"]["uri"])
     return volume / uri.removeprefix("pvc://").split("/", 1)[1]
 
 

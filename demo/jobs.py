@@ -1,4 +1,4 @@
-"""Applies the example and watches it, as a user would: `kubectl apply`, `kubectl get ptj -w`, and what is said on failure.
+"""Applies the example and watches it as a user would (`kubectl apply`, `kubectl get ptj -w`), and says why it failed.
 
 The verdict comes from the jobs' own status; nothing here looks into pods or files to find out whether it went well.
 """

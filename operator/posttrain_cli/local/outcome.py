@@ -1,0 +1,115 @@
+"""How a local run ended: the launchers' last words turned into the status that the cluster would show.
+
+Pure. The first failing pod in time is the cause, as on a cluster; an end by a signal of the caller is no failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from posttrain_api.reasons import REASONS, Effect, Reason, reason_of_exit_code
+from posttrain_api.records import Failure, Success
+from posttrain_operator.plan.types import Plan
+
+_COLLATERAL = (Reason.PEER_LOST, Reason.PREEMPTED)
+
+
+@dataclass(frozen=True)
+class PodEnd:
+    """One launcher's end. `exit_code` is negative for a signal, as subprocess says it."""
+
+    name: str
+    exit_code: int
+    last_word: Success | Failure | None
+    log_tail: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """When the run began and ended, in UTC."""
+
+    start: datetime
+    end: datetime
+
+
+def status_of(plan: Plan, ends: Sequence[PodEnd], span: Span, stopped: bool) -> dict[str, Any]:
+    """status under the API's own names. `stopped`: the user ended the run (Suspended), it goes on when called again."""
+    success = next((end.last_word for end in ends if isinstance(end.last_word, Success)), None)
+    if success is not None and all(end.exit_code == 0 for end in ends):
+        return {**_head(plan, span, "Succeeded", None, "the model is exported"), **_succeeded(success, plan)}
+    if stopped:
+        words = "stopped; the same command goes on from the last checkpoint"
+        return _head(plan, span, "Suspended", Reason.USER_SUSPENDED, words)
+    failure = _failure(first_failed(ends))
+    return {**_head(plan, span, "Failed", Reason(failure["reason"]), failure["message"]), "failure": failure}
+
+
+def first_failed(ends: Sequence[PodEnd]) -> PodEnd:
+    """The cause: of the pods that failed, the first in time whose reason is not another pod's end."""
+    failed = [end for end in ends if end.exit_code != 0] or list(ends)
+    return min(failed, key=lambda end: (reason_of(end) in _COLLATERAL, _time(end)))
+
+
+def reason_of(end: PodEnd) -> Reason:
+    """What the pod itself says, else what its exit code means."""
+    if isinstance(end.last_word, Failure):
+        return end.last_word.reason
+    return reason_of_exit_code(end.exit_code if end.exit_code >= 0 else 128 - end.exit_code)
+
+
+def may_go_on(status: Mapping[str, Any]) -> bool:
+    """Whether calling again would go on from a checkpoint: the cluster would have restarted it by itself."""
+    return "reason" in status and REASONS[Reason(status["reason"])].effect is Effect.RESTART
+
+
+def _time(end: PodEnd) -> str:
+    return (end.last_word.time if isinstance(end.last_word, Failure) else None) or "9999"
+
+
+def _head(plan: Plan, span: Span, state: str, reason: Reason | None, message: str) -> dict[str, Any]:
+    topology = plan.config.topology
+    seconds = int((span.end - span.start).total_seconds())
+    head = {
+        "state": state,
+        "message": message,
+        "startTime": _stamp(span.start),
+        "completionTime": _stamp(span.end),
+        "duration": f"{seconds // 60}m{seconds % 60}s" if seconds >= 60 else f"{seconds}s",
+        "resources": {"gpus": topology.nodes * topology.gpus_per_node, "pods": topology.nodes},
+        "resolved": dict(plan.resolved),
+    }
+    return head if reason is None else {"state": state, "reason": str(reason), **head}
+
+
+def _succeeded(success: Success, plan: Plan) -> dict[str, Any]:
+    settled = success.resolved.to_wire() if success.resolved else {}
+    result: dict[str, Any] = {"resolved": {**plan.resolved, **settled}, "output": success.output.to_wire()}
+    if success.data_report:
+        result["dataReport"] = success.data_report.to_wire()
+    if success.checkpoint:
+        result["checkpoints"] = {"last": success.checkpoint.to_wire()}
+    metrics = [{"name": name, "value": f"{value:.6g}"} for name, value in success.metrics.items()]
+    return {**result, "progress": {"percent": 100, "display": "100%", "step": success.step, "metrics": metrics}}
+
+
+def _failure(end: PodEnd) -> dict[str, Any]:
+    if isinstance(end.last_word, Failure):
+        return {
+            **end.last_word.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"kind"}),
+            "replica": end.name,
+        }
+    message = f"{end.name} ended with exit code {end.exit_code} and left no message; the end of its log is in logTail"
+    return {
+        "reason": str(reason_of(end)),
+        "message": message,
+        "replica": end.name,
+        "exitCode": end.exit_code,
+        "logTail": end.log_tail,
+    }
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
