@@ -59,7 +59,7 @@ def load(folder: Path, base: Path | None) -> Any:
 
 def answers(model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
     """Greedy continuations, in the order of `prompts`. Prompts of one length go together, so nothing is padded."""
-    encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     groups: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(encoded):
         groups[len(ids)].append(index)

@@ -1,7 +1,7 @@
 """The progress of a local run, from the metrics.jsonl that rank 0 writes.
 
-A bar on a terminal, a line now and then elsewhere. Reads only; a file that is not there yet, or a last line that is half
-written, is normal.
+A bar on a terminal, a line now and then elsewhere. Reads only; a file that is not there yet, or a last line that is
+half written, is normal.
 """
 
 from __future__ import annotations
