@@ -105,8 +105,8 @@ def renewed(material: Material | None, names: Sequence[str], now: datetime, life
         current, following = _authority(now, lifetimes), _authority(now, lifetimes)
         return Material(current, following, _serving(current, names, now, lifetimes))
     current, following, older = material.current, material.following, _unexpired(material.older, now)
-    if _left(following.cert, now) < lifetimes.authority * 2 / 3:
-        following = _authority(now, lifetimes)
+    if _left(following.cert, now) < lifetimes.authority * 2 / 3 and _left(current.cert, now) > lifetimes.authority / 2:
+        following = _authority(now, lifetimes)  # of use only if it is published for long before it signs
     if _left(current.cert, now) < lifetimes.authority / 3:
         older = (current.cert, *older)
         current, following = following, _authority(now, lifetimes)
