@@ -57,7 +57,7 @@ class Client:
     async def request(self, method: str, path: str, body: Any = None, **options: Any) -> Obj:
         """One request; raises ApiError for a refusal. `content_type` and `params` may be given."""
         headers = {"Content-Type": options.pop("content_type", "application/json"), "Accept": "application/json"}
-        data = None if body is None else json.dumps(body)
+        data = body if body is None or isinstance(body, str) else json.dumps(body)
         timeout = aiohttp.ClientTimeout(total=60)
         async with self._session.request(method, path, data=data, headers=headers, timeout=timeout, **options) as answer:
             text = await answer.text()
@@ -71,7 +71,7 @@ class Client:
     async def post(self, path: str, body: Obj) -> Obj:
         return await self.request("POST", path, body)
 
-    async def patch(self, path: str, body: Obj, content_type: str = STRATEGIC, **params: str) -> Obj:
+    async def patch(self, path: str, body: Obj | str, content_type: str = STRATEGIC, **params: str) -> Obj:
         return await self.request("PATCH", path, body, content_type=content_type, params=params)
 
     async def delete(self, path: str, body: Obj | None = None) -> Obj:
@@ -80,6 +80,10 @@ class Client:
     async def apply(self, path: str, body: Obj) -> Obj:
         """Server-side apply as field manager `devcluster`."""
         return await self.patch(path, body, APPLY, fieldManager="devcluster", force="true")
+
+    async def apply_text(self, path: str, text: str) -> Obj:
+        """Server-side apply of one YAML document as it stands, unparsed."""
+        return await self.patch(path, text, APPLY, fieldManager="devcluster", force="true")
 
     async def stream(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Obj]:
         """Watch events, one dictionary each, until the server ends the stream."""

@@ -13,8 +13,8 @@ Target = Callable[[], tuple[str, int] | None]
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    # A reset on either side ends this direction; the other side learns it from the half-close below.
-    with contextlib.suppress(ConnectionError):
+    # A reset on either side (also "not connected" from the half-close) ends this direction; the close tells the other.
+    with contextlib.suppress(OSError):
         while data := await reader.read(1 << 16):
             writer.write(data)
             await writer.drain()

@@ -14,13 +14,16 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from devcluster import forward, network, state
+from devcluster.api import ApiError, Client
 from devcluster.certificates import write_kubeconfig
 from devcluster.controlplane import ControlPlane
 from devcluster.errors import DevclusterError
+from devcluster.workload import Workload, parse_forward
 
 log = logging.getLogger("devcluster")
 
@@ -50,7 +53,30 @@ async def _until_asked_to_stop(kept: bool) -> None:
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _run(spec: state.ClusterSpec, net: network.Network, api_socket: socket.socket, kept: bool) -> None:
+@dataclass(frozen=True)
+class Outside:
+    """Sockets of the outer network, made before the namespace: the API's, and one for each --forward."""
+
+    api: socket.socket
+    forwards: list[tuple[str, socket.socket]]
+
+    @property
+    def server(self) -> str:
+        return f"https://127.0.0.1:{self.api.getsockname()[1]}"
+
+
+def _outside(spec: state.ClusterSpec) -> Outside:
+    forwards = [(text, forward.listen("127.0.0.1", parse_forward(text)[0])) for text in spec.forwards]
+    return Outside(forward.listen("127.0.0.1", 0), forwards)
+
+
+def _announce(spec: state.ClusterSpec, server: str, seconds: float) -> None:
+    partial = spec.root / "ready.json.partial"
+    partial.write_text(json.dumps({"pid": os.getpid(), "api": server, "seconds": round(seconds, 2)}, indent=1))
+    partial.rename(spec.ready_file)
+
+
+async def _run(spec: state.ClusterSpec, net: network.Network, outside: Outside, kept: bool) -> None:
     started = time.monotonic()
     stopping = asyncio.create_task(_until_asked_to_stop(kept))
     plane = ControlPlane(spec, net, lambda text: _progress(spec, text))
@@ -58,25 +84,42 @@ async def _run(spec: state.ClusterSpec, net: network.Network, api_socket: socket
         stack.push_async_callback(plane.stop)
         admin = await plane.start()
         stack.push_async_callback(admin.close)
-        await forward.serve(api_socket, lambda: (net.host, net.api_port))
-        port = api_socket.getsockname()[1]
+        await forward.serve(outside.api, lambda: (net.host, net.api_port))
         pair = plane.identity("admin-outside", "kubernetes-admin", ("system:masters",))
-        write_kubeconfig(spec.kubeconfig, f"https://127.0.0.1:{port}", plane.ca.cert_path, pair)
-        ready = {"pid": os.getpid(), "api": f"https://127.0.0.1:{port}", "seconds": time.monotonic() - started}
-        partial = spec.root / "ready.json.partial"
-        partial.write_text(json.dumps(ready, indent=1))
-        partial.rename(spec.ready_file)
-        await stopping
+        write_kubeconfig(spec.kubeconfig, outside.server, plane.ca.cert_path, pair)
+        waits: list[asyncio.Future[None]] = [stopping]
+        if not spec.control_plane_only:
+            waits.append(await _start_workload(plane, admin, outside, stack))
+        _announce(spec, outside.server, time.monotonic() - started)
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for each in done:
+            each.result()
+
+
+async def _start_workload(
+    plane: ControlPlane, admin: Client, outside: Outside, stack: contextlib.AsyncExitStack
+) -> "asyncio.Future[None]":
+    workload = Workload(plane, admin)
+    stack.push_async_callback(workload.stop)
+    await workload.start()
+    for text, listener in outside.forwards:
+        await workload.forward(text, listener)
+    return workload.failed
 
 
 def _start(spec: state.ClusterSpec, lock: IO[str], kept: bool) -> None:
-    api_socket = forward.listen("127.0.0.1", 0)
+    outside = _outside(spec)
     lock.write(str(os.getpid()))
     lock.flush()
     net = network.enter()
     if not net.private:
-        _progress(spec, f"no private network: {net.why}; the control plane runs on 127.0.0.1")
-    asyncio.run(_run(spec, net, api_socket, kept))
+        _progress(spec, f"no private network: {net.why}; falling back to the host's")
+        if not spec.control_plane_only:
+            raise DevclusterError(
+                f"nodes need network namespaces, and this machine gives none: {net.why}; "
+                "next: `up --control-plane-only`, which runs on 127.0.0.1"
+            )
+    asyncio.run(_run(spec, net, outside, kept))
 
 
 def main() -> int:
@@ -90,7 +133,7 @@ def main() -> int:
         return 1
     try:
         _start(spec, lock, kept)
-    except (DevclusterError, OSError) as error:
+    except (DevclusterError, ApiError, OSError) as error:
         log.exception("the cluster could not be started")
         spec.failed_file.write_text(str(error))
         return 1

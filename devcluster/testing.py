@@ -6,6 +6,7 @@ it ends. Meant for session-scoped pytest fixtures; several may run at the same t
 """
 
 import contextlib
+import json
 import shutil
 import subprocess
 import tempfile
@@ -15,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import json
-
-from devcluster import binaries, launcher
+from devcluster import binaries, control, launcher
 from devcluster.state import ClusterSpec
 
 
@@ -53,6 +52,10 @@ class Cluster:
         """kubectl get ... -o json, parsed."""
         return dict(json.loads(self.kubectl("get", *arguments, "-o", "json")))
 
+    def ask(self, action: str, **values: Any) -> Any:
+        """A fault or another request of `devcluster.faults`, such as ask("oom", pod="x", namespace="y")."""
+        return control.ask(self.spec, action, **values)
+
     def helm(self, *arguments: str, timeout: float = 180) -> str:
         """Run helm against this cluster and return its stdout."""
         binaries.ensure(["helm"])
@@ -84,4 +87,11 @@ def _running(state: Path | None, **options: Any) -> Iterator[Cluster]:
 def control_plane(state: Path | None = None, name: str | None = None) -> Iterator[Cluster]:
     """API server and etcd only, with garbage collection, namespaces and service accounts: no nodes, nothing runs."""
     with _running(state, name=name, control_plane_only=True) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def full_cluster(state: Path | None = None, name: str | None = None, **options: Any) -> Iterator[Cluster]:
+    """Everything: nodes that run pods, training-operator, storage. `options` are fields of ClusterSpec."""
+    with _running(state, name=name, **options) as running:
         yield running
