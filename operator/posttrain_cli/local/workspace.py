@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from posttrain_api.base import canonical_json
-from posttrain_api.records import Output
+from posttrain_api.records import Checkpoint, Output
 from posttrain_operator.plan.types import Parent, PlanSettings
 
 _NOT_IDENTITY = ("suspend", "runPolicy")
@@ -73,5 +73,12 @@ class Workspace:
         result = self.result(name)
         if result is None or result["status"]["state"] != "Succeeded":
             return None
-        output = Output.model_validate(result["status"]["output"])
-        return Parent(name, result["metadata"]["uid"], result["spec"]["stage"], output)
+        status = result["status"]
+        last = status.get("checkpoints", {}).get("last")
+        return Parent(
+            name=name,
+            uid=result["metadata"]["uid"],
+            stage=result["spec"]["stage"],
+            output=Output.model_validate(status["output"]),
+            checkpoint=Checkpoint.model_validate(last) if last else None,
+        )
