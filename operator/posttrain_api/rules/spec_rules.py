@@ -214,7 +214,7 @@ OTHER_RULES: tuple[Rule, ...] = (
     Rule(
         at=("",),
         cel=cel_matches("self.metadata.name", NAME_PATTERN),
-        must=f"metadata.name must be a DNS-1035 label of at most {MAX_JOB_NAME} characters",
+        must=f"must be a DNS-1035 label of at most {MAX_JOB_NAME} characters",
         instead="use lower-case letters, digits and dashes, starting with a letter; pods are called <name>-worker-<i>",
         field=".metadata.name",
         holds=_name_fits,
