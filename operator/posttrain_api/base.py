@@ -29,6 +29,10 @@ class Model(BaseModel):
         """Canonical JSON (sorted keys, no spaces): equal records give equal bytes."""
         return canonical_json(self.to_wire())
 
+
+class Hashed(Model):
+    """A record that is known by its hash. Not every one: several have a field called `digest`."""
+
     def digest(self) -> str:
         """`sha256:<hex>` of the canonical JSON."""
         return "sha256:" + hashlib.sha256(self.to_json().encode()).hexdigest()

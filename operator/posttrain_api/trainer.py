@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from posttrain_api.base import Model
+from posttrain_api.base import Hashed, Model
 
 CONTRACT = 1
 """Version of this file's meaning. An image that speaks another one ends with ImageIncompatible."""
@@ -103,8 +103,8 @@ class LoraConfig(Model):
 class TrainingConfig(Model):
     """One optimizer step = `batch_size` sequences of the whole job, whatever ranks and micro-batches."""
 
-    epochs: float | None
-    max_steps: int | None
+    epochs: float | None = None
+    max_steps: int | None = None
     batch_size: int
     tokens_per_micro_batch: int
     learning_rate: float
@@ -125,7 +125,7 @@ class TrainingConfig(Model):
 class CheckpointConfig(Model):
     """When to save, how many to keep, what to resume from. `start_from`: a checkpoint folder of another job."""
 
-    every_steps: int | None
+    every_steps: int | None = None
     every_seconds: int
     keep_last: int
     resume: Literal["Auto", "Never"]
@@ -140,7 +140,7 @@ class Topology(Model):
     gpus_per_node: int
 
 
-class TrainerConfig(Model):
+class TrainerConfig(Hashed):
     """The whole. Stored as `config.json`."""
 
     contract: int = CONTRACT
