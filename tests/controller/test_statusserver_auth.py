@@ -2,10 +2,11 @@
 
 import pytest
 
-from posttrain_operator.cluster.reviews import identity_of, job_view
+from posttrain_operator.cluster.reviews import TokenIdentity, identity_of
+from posttrain_operator.statusserver.access import job_view
 from posttrain_operator.statusserver.auth import Authenticator, Sender, TokenRefused, bearer
 from posttrain_operator.statusserver.limits import RateLimiter
-from posttrain_operator.statusserver.view import JobView, TokenIdentity
+from posttrain_operator.statusserver.view import JobView
 
 POD = TokenIdentity("system:serviceaccount:team:default", "job-master-0", "p1")
 
@@ -88,10 +89,8 @@ def test_a_review_for_another_audience_is_no_identity() -> None:
 
 @pytest.mark.parametrize(("kind", "value", "ended"), [("Complete", "True", True), ("Failed", "False", False)])
 def test_a_job_from_its_json(kind: str, value: str, ended: bool) -> None:
-    found = {
-        "metadata": {"uid": "u", "resourceVersion": "7"},
-        "status": {"conditions": [{"type": kind, "status": value}]},
-    }
+    conditions = [{"type": kind, "status": value}]
+    found = {"metadata": {"uid": "u", "resourceVersion": "7"}, "status": {"conditions": conditions}}
     assert job_view(found) == JobView("u", "7", ended, None)
 
 

@@ -25,8 +25,8 @@ def test_a_running_job_reads_like_a_progress_bar() -> None:
     assert written["display"] == "42 % 120/285"
     assert written["headline"] == "loss 1.234, 12.3k tok/s"
     assert written["metrics"] == [
-        {"name": "loss", "value": "1.23449"},
-        {"name": "tokens_per_second", "value": "12345.0"},
+        {"name": "loss", "value": 1.23449},
+        {"name": "tokens_per_second", "value": 12345.0},
     ]
     assert written["lastUpdateTime"] == "2026-03-01T12:00:00.000Z"
 

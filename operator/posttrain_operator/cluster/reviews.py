@@ -1,79 +1,36 @@
-"""What the status server asks of the API server: token reviews, its own Secret, and progress by server-side apply.
+"""Token reviews, and the one Secret that the operator may write: what only the status server asks for.
 
-Implements statusserver.view's protocols over the shared `Api`. Made once by the operator's start and handed to the
-status server, which knows nothing of HTTP status codes: refusals become the three errors of the protocol, anything
-else is passed on and tried again.
+Called by statusserver.access with the shared `Api`. A token is sent to the API server and nowhere else.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from posttrain_api import names
-from posttrain_operator.cluster.api import APPLY_PATCH, Api, resource_path
-from posttrain_operator.cluster.errors import BadBody, Conflict, Invalid, NotFound
-from posttrain_operator.statusserver.view import JobView, ObjectMissing, TokenIdentity, WriteConflict, WriteRefused
+from posttrain_operator.cluster.api import Api, resource_path
 
 _REVIEWS = resource_path("authentication.k8s.io/v1", "tokenreviews")
 _EXTRA = "authentication.kubernetes.io/pod-"
-_TERMINAL = frozenset({"Complete", "Failed"})
 
 
-class StatusAccess:
-    """The status server's API calls."""
+@dataclass(frozen=True)
+class TokenIdentity:
+    """Whom a token speaks for. `pod_uid` None: the token is bound to no pod."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    username: str
+    pod_name: str | None
+    pod_uid: str | None
 
-    async def review_token(self, token: str, audience: str) -> TokenIdentity | None:
-        """TokenReview for one audience. None where the token is not valid for it."""
-        body = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [audience]},
-        }
-        review = await self._api.request("POST", _REVIEWS, body=body)
-        return identity_of(review.get("status") or {}, audience)
 
-    async def apply_progress(self, namespace: str, name: str, version: str, progress: Mapping[str, Any]) -> None:
-        """Writes status.progress at this resourceVersion: a recreated job has another one and is never touched."""
-        path = resource_path(names.API_VERSION, names.PLURAL, namespace, name) + "/status"
-        body = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "metadata": {"name": name, "namespace": namespace, "resourceVersion": version},
-            "status": {"progress": dict(progress)},
-        }
-        query = {"fieldManager": names.PROGRESS_MANAGER, "force": "true"}
-        with _translated():
-            await self._api.request("PATCH", path, body=body, query=query, headers={"Content-Type": APPLY_PATCH})
-
-    async def read_job(self, namespace: str, name: str) -> JobView | None:
-        """The job as the API server has it now."""
-        try:
-            found = await self._api.request("GET", resource_path(names.API_VERSION, names.PLURAL, namespace, name))
-        except NotFound:
-            return None
-        return job_view(found)
-
-    async def read_secret(self, namespace: str, name: str) -> tuple[str, dict[str, bytes]]:
-        """(resourceVersion, data) of the Secret. ObjectMissing where there is none."""
-        with _translated():
-            found = await self._api.request("GET", resource_path("v1", "secrets", namespace, name))
-        data = {key: base64.b64decode(value) for key, value in (found.get("data") or {}).items()}
-        return found["metadata"]["resourceVersion"], data
-
-    async def replace_secret(self, namespace: str, name: str, version: str, data: Mapping[str, bytes]) -> None:
-        """Replaces the Secret's data, keeping its labels and annotations (the chart's). WriteConflict if it changed."""
-        path = resource_path("v1", "secrets", namespace, name)
-        with _translated():
-            found = await self._api.request("GET", path)
-            found["metadata"]["resourceVersion"] = version
-            found["data"] = {key: base64.b64encode(value).decode() for key, value in data.items()}
-            await self._api.request("PUT", path, body=found)
+async def review_token(api: Api, token: str, audience: str) -> TokenIdentity | None:
+    """TokenReview for one audience. None where the token is not valid for it; ApiError where the review fails."""
+    spec = {"token": token, "audiences": [audience]}
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
+    review = await api.request("POST", _REVIEWS, body=body)
+    return identity_of(review.get("status") or {}, audience)
 
 
 def identity_of(status: Mapping[str, Any], audience: str) -> TokenIdentity | None:
@@ -86,23 +43,17 @@ def identity_of(status: Mapping[str, Any], audience: str) -> TokenIdentity | Non
     return TokenIdentity(username=user.get("username") or "", pod_name=name, pod_uid=uid)
 
 
-def job_view(found: Mapping[str, Any]) -> JobView:
-    """A job from its JSON."""
-    status = found.get("status") or {}
-    conditions = status.get("conditions") or ()
-    ended = any(each.get("type") in _TERMINAL and each.get("status") == "True" for each in conditions)
-    metadata = found["metadata"]
-    return JobView(metadata["uid"], metadata["resourceVersion"], ended, status.get("progress"))
+async def read_secret(api: Api, namespace: str, name: str) -> tuple[str, dict[str, bytes]]:
+    """(resourceVersion, data) of a Secret. NotFound where there is none."""
+    found = await api.request("GET", resource_path("v1", "secrets", namespace, name))
+    data = {key: base64.b64decode(value) for key, value in (found.get("data") or {}).items()}
+    return found["metadata"]["resourceVersion"], data
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """The API's refusals in the protocol's words."""
-    try:
-        yield
-    except Conflict as error:
-        raise WriteConflict(str(error)) from error
-    except NotFound as error:
-        raise ObjectMissing(str(error)) from error
-    except (Invalid, BadBody) as error:
-        raise WriteRefused(str(error)) from error
+async def replace_secret(api: Api, namespace: str, name: str, version: str, data: Mapping[str, bytes]) -> None:
+    """Replaces a Secret's data and keeps its labels and annotations. Conflict where it is not at `version`."""
+    path = resource_path("v1", "secrets", namespace, name)
+    found = await api.request("GET", path)
+    found["metadata"]["resourceVersion"] = version
+    found["data"] = {key: base64.b64encode(value).decode() for key, value in data.items()}
+    await api.request("PUT", path, body=found)

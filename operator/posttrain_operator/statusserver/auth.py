@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from posttrain_operator.statusserver.view import TokenIdentity
+from posttrain_operator.cluster.reviews import TokenIdentity
 
 _PREFIX = "system:serviceaccount:"
 MAX_TOKEN = 16384

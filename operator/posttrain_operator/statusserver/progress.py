@@ -17,6 +17,8 @@ from posttrain_operator.statusserver.bodies import Incoming
 FACTS = ("checkpoint", "dataReport", "resolved")
 """What is written at once when it is new, and carried over when a report lacks it."""
 _BEFORE_TRAINING = frozenset({"Preparing", "Waiting", "Loading"})
+_DISPLAY, _HEADLINE = 32, 64
+"""Characters that the schema allows."""
 _HEADLINES = (("reward", "reward"), ("loss", "loss"), ("train_loss", "loss"), ("eval_loss", "eval loss"))
 """The first metric that is there says how the training goes, under the word on the right."""
 _THROUGHPUTS = ("tokens_per_second", "perf/tokens_per_second", "train_tokens_per_second")
@@ -37,7 +39,7 @@ def advance(previous: Mapping[str, Any] | None, incoming: Incoming, received: da
         "epoch": report.epoch,
         "etaSeconds": eta_seconds(before, incoming, received),
         "slowestRank": report.slowest_rank,
-        "metrics": [{"name": name, "value": repr(float(value))} for name, value in sorted(report.metrics.items())],
+        "metrics": [{"name": name, "value": float(value)} for name, value in sorted(report.metrics.items())],
         "lastUpdateTime": rfc3339(received),
         "lastAdvanceTime": last_advance(before, incoming, received),
     }
@@ -59,7 +61,7 @@ def display(report: Report, percent: int | None) -> str:
     if report.phase in _BEFORE_TRAINING and report.step == 0:
         return report.phase
     if report.total_steps is not None:
-        return f"{percent} % {report.step}/{report.total_steps}"
+        return f"{percent} % {report.step}/{report.total_steps}"[:_DISPLAY]
     if percent is not None:
         return f"{percent} %"
     return f"step {report.step}"
@@ -70,7 +72,7 @@ def headline(metrics: Mapping[str, float]) -> str | None:
     parts = [f"{word} {metrics[name]:.4g}" for name, word in _HEADLINES if name in metrics][:1]
     speeds = [metrics[name] for name in _THROUGHPUTS if name in metrics]
     parts += [f"{_short(speed)} tok/s" for speed in speeds[:1]]
-    return ", ".join(parts) or None
+    return ", ".join(parts)[:_HEADLINE] or None
 
 
 def eta_seconds(before: Mapping[str, Any], incoming: Incoming, received: datetime) -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -17,12 +16,15 @@ from aiohttp import web
 from posttrain_api import names
 from posttrain_api.records import MAX_REPORT_BYTES
 from posttrain_operator.certificates import server_names
+from posttrain_operator.cluster import Cluster
+from posttrain_operator.cluster.reviews import TokenIdentity
 from posttrain_operator.settings import Settings, Timing
+from posttrain_operator.statusserver.access import ClusterAccess
 from posttrain_operator.statusserver.auth import Authenticator
 from posttrain_operator.statusserver.handlers import Parts, routes
 from posttrain_operator.statusserver.keeper import CertificateKeeper, SecretPlace
 from posttrain_operator.statusserver.limits import RateLimiter
-from posttrain_operator.statusserver.view import JobsView, SecretCluster, StatusCluster, TokenIdentity
+from posttrain_operator.statusserver.view import Access, JobsView, StatusCluster
 from posttrain_operator.statusserver.writer import ProgressWriter, WriterTiming
 
 
@@ -43,10 +45,6 @@ class ServerOptions:
     failures: tuple[int, float] = (30, 2.0)
     count: Callable[[str], None] = _ignore
     """Told the result of each report (metrics)."""
-
-
-class Access(StatusCluster, SecretCluster, Protocol):
-    """Everything the status server asks of the API server."""
 
 
 class StatusServer:
@@ -76,10 +74,10 @@ class StatusServer:
 
 
 async def start_status_server(
-    settings: Settings, cluster: Access, view: JobsView, count: Callable[[str], None] = _ignore
+    settings: Settings, cluster: Cluster, view: JobsView, count: Callable[[str], None] = _ignore
 ) -> StatusServer:
     """Starts as the operator's settings say. Raises as `start`; ValueError where they name no Secret or URL."""
-    return await start(options_of(settings, count), cluster, view)
+    return await start(options_of(settings, count), ClusterAccess(cluster), view)
 
 
 def options_of(settings: Settings, count: Callable[[str], None] = _ignore) -> ServerOptions:
@@ -101,13 +99,13 @@ def options_of(settings: Settings, count: Callable[[str], None] = _ignore) -> Se
     )
 
 
-async def start(options: ServerOptions, cluster: Access, view: JobsView) -> StatusServer:
+async def start(options: ServerOptions, access: Access, view: JobsView) -> StatusServer:
     """Loads the certificates and listens. RuntimeError (certificates), OSError (port) or an API error."""
-    keeper = CertificateKeeper(cluster, options.place)
+    keeper = CertificateKeeper(access, options.place)
     await keeper.refresh()
-    writer = ProgressWriter(cluster, view, options.writing)
+    writer = ProgressWriter(access, view, options.writing)
     parts = Parts(
-        auth=Authenticator(_reviewer(cluster), options.review_ttl),
+        auth=Authenticator(_reviewer(access), options.review_ttl),
         view=view,
         writer=writer,
         per_pod=RateLimiter(*options.per_pod),

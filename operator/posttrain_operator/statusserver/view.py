@@ -1,7 +1,7 @@
 """What the status server sees of the rest of the operator: a read-only view of jobs, and the few calls it makes.
 
-The operator's core implements both protocols (its cache is the view, its API access is the cluster). The status
-server never imports the core, so that either can be changed and tested alone.
+The operator's core implements JobsView over its cache, `access` the calls over its Cluster. Nothing here imports the
+control loop, so that either can be changed and tested alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from posttrain_operator.cluster.reviews import TokenIdentity
 
 
 class WriteConflict(Exception):
@@ -43,15 +45,6 @@ class JobsView(Protocol):
         """The pods of the job's current attempt: an old attempt's pod may no longer report."""
 
 
-@dataclass(frozen=True)
-class TokenIdentity:
-    """Whom a token speaks for. `pod_uid` None: the token is bound to no pod."""
-
-    username: str
-    pod_name: str | None
-    pod_uid: str | None
-
-
 class StatusCluster(Protocol):
     """The API calls of the status server. Errors other than the named ones mean: try again later."""
 
@@ -73,3 +66,7 @@ class SecretCluster(Protocol):
 
     async def replace_secret(self, namespace: str, name: str, resource_version: str, data: Mapping[str, bytes]) -> None:
         """Writes all of `data`. WriteConflict where another replica was faster."""
+
+
+class Access(StatusCluster, SecretCluster, Protocol):
+    """Everything the status server asks of the API server."""
