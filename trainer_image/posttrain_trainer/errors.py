@@ -1,8 +1,8 @@
 """Failures by name: what the trainer knows by type, and how any other exception is read.
 
 Everything in the trainer that knows why it cannot go on raises `TrainerFailure` with a reason of the contract and a
-message that gives the path, the rule, the value found and the next step. `classify` reads all other exceptions, once, at
-the top of a process. It goes by type names and system error numbers, so that the launcher need not import torch.
+message that gives the path, the rule, the value found and the next step. `classify` reads all other exceptions, once,
+at the top of a process. It goes by type names and system error numbers, so that the launcher need not import torch.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _message(reason: Reason, error: BaseException) -> str:
     if reason is Reason.STORAGE_FULL:
         where = getattr(error, "filename", None)
         place = f"{where}: " if where else ""
-        advice = "the storage cannot be written. Enlarge or empty the claim or lower checkpoint.keepLast, then run the job anew."
+        advice = "storage cannot be written. Enlarge or empty the claim or lower checkpoint.keepLast, then run it anew."
         return f"{place}{advice} {describe(error)}"[:MAX_MESSAGE]
     if reason is Reason.ACCELERATOR_OUT_OF_MEMORY:
         advice = "lower training.tokensPerMicroBatch or data.maxLength, or raise deepspeed.zeroStage."

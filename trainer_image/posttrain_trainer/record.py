@@ -1,8 +1,8 @@
 """The end record: what each rank leaves for the launcher, because torchrun itself always exits with 1.
 
-A rank calls `write_end` once, as the last thing it does (`failed`, `preempted` and `succeeded` build the record), then
-leaves with the record's exit code. The launcher of the same pod clears the files of its own ranks before a start and reads
-them after. A rank without a file was ended from outside.
+A rank calls `write_end` once, as the last thing it does (`failed`, `preempted` and `succeeded` build the record),
+then leaves with the record's exit code. The launcher of the same pod clears the files of its own ranks before a start
+and reads them after. A rank without a file was ended from outside.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from posttrain_trainer.errors import classify
 ENV_ATTEMPT = "POSTTRAIN_ATTEMPT"
 """Number of the attempt, given to every rank: a checkpoint is committed only while attempt.json still has it."""
 ENDS_DIR = "ends"
+PREPARE = -1
+"""The "rank" of prepare, which runs before there are any."""
 
 
 class End(Model):
@@ -59,13 +61,15 @@ def succeeded(rank: int, step: int, success: Success | None = None) -> End:
 
 
 def write_end(work_dir: Path | str, end: End) -> None:
-    """Writes `<work_dir>/ends/rank-<r>.json` whole or not at all. The first record of a rank holds, a later is dropped."""
+    """Writes `<work_dir>/ends/rank-<r>.json` whole or not at all. The first record of a rank holds, a later is
+    dropped.
+    """
     folder = Path(work_dir) / ENDS_DIR
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"rank-{end.rank}.json"
+    target = folder / _file_name(end.rank)
     if target.exists():
         return
-    temporary = folder / f".rank-{end.rank}.{os.getpid()}.tmp"
+    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     temporary.write_text(end.to_json())
     temporary.replace(target)
 
@@ -75,7 +79,7 @@ def read_ends(work_dir: Path | str, ranks: Iterable[int]) -> dict[int, End]:
     found: dict[int, End] = {}
     for rank in ranks:
         try:
-            text = (Path(work_dir) / ENDS_DIR / f"rank-{rank}.json").read_text()
+            text = (Path(work_dir) / ENDS_DIR / _file_name(rank)).read_text()
             found[rank] = End.model_validate_json(text)
         except (FileNotFoundError, ValidationError):
             continue
@@ -85,4 +89,8 @@ def read_ends(work_dir: Path | str, ranks: Iterable[int]) -> dict[int, End]:
 def clear_ends(work_dir: Path | str, ranks: Iterable[int]) -> None:
     """Removes what an earlier start of the same container left."""
     for rank in ranks:
-        (Path(work_dir) / ENDS_DIR / f"rank-{rank}.json").unlink(missing_ok=True)
+        (Path(work_dir) / ENDS_DIR / _file_name(rank)).unlink(missing_ok=True)
+
+
+def _file_name(rank: int) -> str:
+    return "prepare.json" if rank == PREPARE else f"rank-{rank}.json"

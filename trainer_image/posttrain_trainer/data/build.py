@@ -1,0 +1,152 @@
+"""A data set, from its sources to a token set on storage, streaming.
+
+Called by `prepare` for train and for eval. Files are read once; rows are tokenised in batches and written as they
+come, so that memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain_api.records import DataReport
+from posttrain_api.trainer import DataConfig, DataSource
+from posttrain_trainer.data.readers import Broken, DataFile, Place, Row, read
+from posttrain_trainer.data.report import Tally, judge
+from posttrain_trainer.data.rows import Kind, Parsed, RowRefused, allowed_kinds, choose_kind, parse_row
+from posttrain_trainer.data.tokenise import Encoded, Tokeniser
+from posttrain_trainer.prepared import Example, TokenSetWriter
+from posttrain_trainer.progress import Progress
+
+PEEK_ROWS = 100
+BATCH_ROWS = 256
+SAMPLES = 3
+
+_log = logging.getLogger("posttrain.prepare")
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source with its files on this machine."""
+
+    source: DataSource
+    files: tuple[DataFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.path.stat().st_size for file in self.files)
+
+    def records(self) -> Iterator[Row | Broken]:
+        """The rows of all files, at most maxRows."""
+        rows = itertools.chain.from_iterable(read(file) for file in self.files)
+        return itertools.islice(rows, self.source.max_rows)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What rows a source has, and how its columns are called; `chat`: they go through the chat template."""
+
+    kind: Kind
+    mapping: dict[str, str]
+    chat: bool = False
+
+
+Sources = Sequence[tuple[OpenSource, Schema | None]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One of the first rows, kept to be shown with its mask."""
+
+    place: Place
+    example: Example
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of the rows, and the first of them."""
+
+    report: DataReport
+    sequences: int
+    samples: tuple[Sample, ...]
+
+
+def schema_of(opened: OpenSource, stage: str, config: DataConfig) -> Schema | None:
+    """The row kind, from the columns of the first rows; None where there is no readable row. DatasetSchemaInvalid."""
+    peeked = [record for record in itertools.islice(opened.records(), PEEK_ROWS) if isinstance(record, Row)]
+    columns = {name for record in peeked for name in record.values}
+    if not columns:
+        return None
+    mapping = opened.source.columns
+    kind = choose_kind(opened.source.uri, columns, mapping, allowed_kinds(stage, config.loss_on))
+    completion = mapping.get("completion", "completion")
+    lists = kind is Kind.PAIR and any(isinstance(record.values.get(completion), list) for record in peeked)
+    return Schema(kind, mapping, chat=lists or kind is Kind.MESSAGES)
+
+
+def build(
+    folder: Path,
+    name: str,
+    sources: Sources,
+    config: DataConfig,
+    tokeniser: Tokeniser,
+) -> Built:
+    """Writes the token set of the sources to `folder`. TrainerFailure where too much is refused or nothing is left."""
+    tally, samples = Tally(name), list[Sample]()
+    progress = Progress(f"tokenise {name}", sum(opened.size for opened, _ in sources))
+    with TokenSetWriter(folder) as writer, progress:
+        for place, outcome, size in _outcomes(sources, config, tokeniser):
+            if isinstance(outcome, RowRefused):
+                tally.refuse(place, outcome)
+            else:
+                tally.use(outcome)
+                for example in outcome.examples:
+                    writer.append(example)
+                if len(samples) < SAMPLES:
+                    samples.append(Sample(place, outcome.examples[0]))
+            progress.advance(size, f"{tally.rows} rows, {tally.tokens} tokens")
+            if tally.hopeless(config):
+                break
+    _log.info(tally.summary())
+    if tally.first:
+        tally.write_refused(folder.parent / f"refused-{name}.jsonl")
+    judge(tally, config)
+    return Built(tally.report(), tally.examples, tuple(samples))
+
+
+Outcome = tuple[Place, Encoded | RowRefused, int]
+
+
+def _outcomes(sources: Sources, config: DataConfig, tokeniser: Tokeniser) -> Iterator[Outcome]:
+    for opened, schema in sources:
+        records = opened.records()
+        while batch := list(itertools.islice(records, BATCH_ROWS)):
+            parsed = [_parse(record, schema, config) for record in batch]
+            encoded = iter(tokeniser.encode([row for row in parsed if not isinstance(row, RowRefused)]))
+            for record, row in zip(batch, parsed, strict=True):
+                yield record.place, row if isinstance(row, RowRefused) else next(encoded), record.size
+
+
+def _parse(record: Row | Broken, schema: Schema | None, config: DataConfig) -> Parsed | RowRefused:
+    if isinstance(record, Broken):
+        return RowRefused(record.reason, record.detail)
+    if schema is None:
+        return RowRefused("MissingColumn", "the row has no columns")
+    try:
+        return parse_row(record.values, schema.kind, schema.mapping, config.loss_on)
+    except RowRefused as refusal:
+        return refusal
+
+
+def digest_of(folder: Path) -> str:
+    """`sha256:<hex>` over the files of a token set, in a fixed order, each with its name."""
+    whole = hashlib.sha256()
+    for name in ("offsets.bin", "tokens.bin", "mask.bin"):
+        with (folder / name).open("rb") as file:
+            whole.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return "sha256:" + whole.hexdigest()

@@ -1,0 +1,71 @@
+"""What the plan left Auto, settled once from the data, the model and the device. Pure; called by `prepare`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from posttrain_api.records import Resolved
+from posttrain_api.trainer import TrainerConfig, TrainingConfig
+
+WARMUP_SHARE = 0.03
+BASE_SHARE = 0.6
+"""LoRA: the frozen base must fit in this share of the accelerator's memory to be kept whole on each (ZeRO 2)."""
+STATE_SHARE = 0.5
+"""Full fine-tuning: weights and training state must fit in this share at ZeRO 2."""
+BYTES = 4
+STATE_BYTES = 16
+"""fp32: gradient, master weight and two Adam moments, 4 bytes each; sharded from ZeRO 2 on."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """`sequences` of the training set; `parameters` 0 where unknown; `memory` of one accelerator in bytes, None on a
+    CPU.
+    """
+
+    sequences: int
+    parameters: int
+    memory: int | None
+    revision: str | None
+
+
+def resolve(config: TrainerConfig, facts: Facts) -> Resolved:
+    """Every Auto settled. Total steps: maxSteps, or the epochs' positions in batches, the last one perhaps smaller."""
+    total = total_steps(config.training, facts.sequences)
+    return Resolved(
+        zero_stage=_zero_stage(config, facts),
+        warmup_steps=_warmup(config.training, total),
+        total_steps=total,
+        precision=config.training.precision,
+        attention="SDPA" if config.model.attention == "Auto" else config.model.attention,
+        revision=facts.revision,
+        parameters=facts.parameters,
+    )
+
+
+def total_steps(training: TrainingConfig, sequences: int) -> int:
+    """maxSteps if set, else ceil(round(epochs · n) / batchSize), at least 1."""
+    if training.max_steps is not None:
+        return training.max_steps
+    positions = round((1.0 if training.epochs is None else training.epochs) * sequences)
+    return max(1, math.ceil(positions / training.batch_size))
+
+
+def _warmup(training: TrainingConfig, total: int) -> int:
+    if training.warmup_steps != "Auto":
+        return training.warmup_steps
+    return 0 if training.schedule == "Constant" else math.ceil(WARMUP_SHARE * total)
+
+
+def _zero_stage(config: TrainerConfig, facts: Facts) -> int:
+    """On a CPU sharding saves nothing for one rank. On accelerators the least stage that fits."""
+    if config.zero_stage != "Auto":
+        return config.zero_stage
+    world = config.topology.nodes * config.topology.processes_per_node
+    if facts.memory is None:
+        return 2 if world > 1 else 0
+    weights = BYTES * facts.parameters
+    if config.tuning == "LoRA":
+        return 2 if weights <= BASE_SHARE * facts.memory else 3
+    return 2 if weights + STATE_BYTES * facts.parameters / world <= STATE_SHARE * facts.memory else 3
