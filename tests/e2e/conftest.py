@@ -1,0 +1,76 @@
+"""One cluster for all end-to-end tests, with the real training-operator and our operator installed by its chart.
+
+POSTTRAIN_E2E_STATE=<folder> keeps the cluster between runs (and uses the one that runs there): for writing tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from e2e_kit import OPERATOR_NAMESPACE, PAIRS, RELEASE, TEXTS, Bench
+
+from devcluster import launcher
+from devcluster.state import ClusterSpec, running_pid
+from devcluster.testing import Cluster, full_cluster
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENTS = ROOT / ".build" / "envs"
+IMAGES = {"posttrain-operator:0.1.0": "operator", "posttrain-trainer:0.1.0": "trainer"}
+
+
+def images() -> dict[str, dict[str, object]]:
+    for folder in IMAGES.values():
+        if not (ENVIRONMENTS / folder / "bin" / "python").exists():
+            pytest.skip(f"{ENVIRONMENTS / folder} is missing: run `make images-local`", allow_module_level=True)
+    return {name: {"env": str(ENVIRONMENTS / folder)} for name, folder in IMAGES.items()}
+
+
+@contextlib.contextmanager
+def kept(state: Path) -> Iterator[Cluster]:
+    spec = ClusterSpec("e2e", str(state), images=images())
+    if running_pid(spec) is None:
+        launcher.start(spec, print)
+    yield Cluster(spec)
+
+
+def install(cluster: Cluster, *settings: str) -> None:
+    """Installs or changes the operator, as helm does it anywhere."""
+    pairs = [part for setting in ("trainer.allowCPU=true", *settings) for part in ("--set", setting)]
+    chart = str(ROOT / "helm" / "posttrain-operator")
+    cluster.helm("upgrade", "--install", RELEASE, chart, "-n", OPERATOR_NAMESPACE, "--create-namespace", *pairs)
+    cluster.kubectl(
+        "rollout", "status", f"deployment/{RELEASE}", "-n", OPERATOR_NAMESPACE, "--timeout=120s", timeout=150
+    )
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster with the operator in it."""
+    state = os.environ.get("POSTTRAIN_E2E_STATE")
+    with kept(Path(state)) if state else full_cluster(images=images()) as running:
+        install(running)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def reinstall(cluster: Cluster) -> Callable[..., None]:
+    """Changes chart values of the running operator."""
+    return lambda *settings: install(cluster, *settings)
+
+
+@pytest.fixture(scope="module")
+def bench(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A namespace of this module's own, with a claim `runs` that holds texts and pairs; deleted with all its jobs."""
+    name = request.module.__name__.removeprefix("test_").replace("_", "-")
+    made = Bench(cluster, name)
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found")
+    cluster.kubectl("create", "namespace", name)
+    made.claim("runs")
+    made.rows("data/text.jsonl", TEXTS)
+    made.rows("data/pairs.jsonl", PAIRS)
+    yield made
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
