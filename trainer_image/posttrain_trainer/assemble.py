@@ -1,0 +1,139 @@
+"""From configuration and prepared data to the parts of the loop. The worker calls it once the process group stands.
+
+The only module that knows every other: it makes them and hands them over, and does nothing with them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain_api.reasons import Reason
+from posttrain_api.records import Resolved
+from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer.algorithms import ALGORITHMS
+from posttrain_trainer.batching import Feed, Share
+from posttrain_trainer.checkpoint import Checkpoints, Place
+from posttrain_trainer.checkpoint_facts import facts_of
+from posttrain_trainer.engine import AdamSettings, Engine, EngineSettings, MakeOptimizer, adamw, parameter_groups
+from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.evaluate import Evaluator
+from posttrain_trainer.fence import Fence, current_attempt
+from posttrain_trainer.loop import Course, Parts
+from posttrain_trainer.model import Scorer, build_policy, count
+from posttrain_trainer.prepared import Prepared, TokenSet
+from posttrain_trainer.record import ENV_ATTEMPT
+from posttrain_trainer.recorder import Observer, Recorder, Sink
+from posttrain_trainer.runtime import Runtime
+from posttrain_trainer.sampler import Sampler, total_rows
+from posttrain_trainer.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank was given: the configuration, the prepared data, and where it runs."""
+
+    config: TrainerConfig
+    prepared: Prepared
+    runtime: Runtime
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Where reports and step metrics go; empty on every rank but 0."""
+
+    sinks: Sequence[Sink] = ()
+    observers: Sequence[Observer] = ()
+
+
+def assemble(job: Job, outside: Outside, make_optimizer: MakeOptimizer | None = None) -> tuple[Parts, Resolved]:
+    """The parts, nothing started yet, and what was settled, with the parameter counts. `make_optimizer`: AdamW
+    unless tests say another."""
+    config, prepared = job.config, job.prepared
+    policy = build_policy(config, prepared)
+    counts = count(policy)
+    resolved = prepared.resolved.model_copy(
+        update={"parameters": counts.parameters, "trainable_parameters": counts.trainable}
+    )
+    engine = _engine(job, Scorer(policy), make_optimizer or adamw(_adam(config)))
+    algorithm = ALGORITHMS[config.stage]()
+    part = Share(job.runtime.rank, job.runtime.ranks, config.training.tokens_per_micro_batch)
+    evaluator = None
+    if prepared.eval_dir is not None:
+        evaluator = Evaluator(_tokens(prepared.eval_dir), part, algorithm, job.runtime)
+    recorder = Recorder(resolved.total_steps, outside.sinks, outside.observers)
+    parts = Parts(engine, _feed(job, part), algorithm, _checkpoints(job), recorder, evaluator)
+    return parts, resolved
+
+
+def course_of(config: TrainerConfig, resolved: Resolved) -> Course:
+    """When and how fast."""
+    training = config.training
+    schedule = Schedule(
+        kind=training.schedule,
+        peak=training.learning_rate,
+        warmup_steps=resolved.warmup_steps,
+        total_steps=resolved.total_steps,
+        min_ratio=training.min_learning_rate_ratio,
+    )
+    checkpoint = config.checkpoint
+    return Course(schedule, config.eval_every_steps, checkpoint.every_steps, checkpoint.every_seconds)
+
+
+def _engine(job: Job, scorer: Scorer, make_optimizer: MakeOptimizer) -> Engine:
+    training = job.config.training
+    optimizer = make_optimizer(parameter_groups(scorer, training.weight_decay))
+    settings = EngineSettings(
+        zero_stage=job.prepared.resolved.zero_stage,
+        max_grad_norm=training.max_grad_norm,
+        adapter=job.config.tuning == "LoRA",
+    )
+    scorer.train()
+    return Engine(scorer, optimizer, settings)
+
+
+def _adam(config: TrainerConfig) -> AdamSettings:
+    return AdamSettings(config.training.beta1, config.training.beta2, config.training.epsilon)
+
+
+def _feed(job: Job, part: Share) -> Feed:
+    training, resolved = job.config.training, job.prepared.resolved
+    tokens = _tokens(job.prepared.train_dir)
+    total = total_rows(len(tokens), training.batch_size, training.epochs, training.max_steps)
+    sampler = Sampler(len(tokens), training.batch_size, total, training.seed)
+    if sampler.steps != resolved.total_steps:
+        raise TrainerFailure(
+            Reason.TRAINER_ERROR,
+            f"{job.prepared.train_dir}: {len(tokens)} rows give {sampler.steps} steps, "
+            f"prepare settled {resolved.total_steps}. Remove the prepared folder, so that it is made anew.",
+        )
+    return Feed(tokens, sampler, part)
+
+
+def _checkpoints(job: Job) -> Checkpoints:
+    config = job.config
+    source = config.checkpoint.start_from
+    run_dir = Path(config.run_dir)
+    place = Place(
+        run_dir=run_dir,
+        uri=config.run_uri,
+        keep=config.checkpoint.keep_last,
+        resume=config.checkpoint.resume == "Auto",
+        start_from=Path(source.path) if source is not None and source.path is not None else None,
+    )
+    attempt = os.environ.get(ENV_ATTEMPT)
+    fence = Fence(run_dir, int(attempt) if attempt else current_attempt(run_dir) or 0)
+    return Checkpoints(place, job.runtime, facts_of(config, job.prepared, job.runtime.ranks), fence)
+
+
+def _tokens(folder: str) -> TokenSet:
+    try:
+        return TokenSet(Path(folder))
+    except FileNotFoundError as error:
+        raise TrainerFailure(
+            Reason.DATASET_NOT_FOUND,
+            f"{folder}: the prepared token set is incomplete ({error.filename} is missing). "
+            "Remove the prepared folder and run the job anew.",
+        ) from error

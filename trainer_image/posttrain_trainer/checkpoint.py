@@ -1,0 +1,211 @@
+"""Saving and resuming: everything a later attempt needs to go on bit for bit.
+
+Called by the worker (resume) and the loop (save). All ranks call every method together. A committed checkpoint that
+cannot be used ends the job with CheckpointIncompatible; only where none was ever committed is a fresh start right.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from posttrain_api.reasons import Reason
+from posttrain_api.records import Checkpoint
+from posttrain_trainer import checkpoint_files as files
+from posttrain_trainer.checkpoint_facts import Facts, differences
+from posttrain_trainer.checkpoint_files import Committed, Manifest
+from posttrain_trainer.engine import Engine
+from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.fence import Fence
+from posttrain_trainer.record import utc_now
+from posttrain_trainer.runtime import Runtime
+
+STATE = "trainer.json"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class State:
+    """What the loop counts. `metrics`: the last step's, for the success record of a job that only has to export."""
+
+    step: int = 0
+    tokens: int = 0
+    metrics: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where checkpoints are. `uri`: the run's, as the outside names it; `start_from`: folder of another job's."""
+
+    run_dir: Path
+    uri: str
+    keep: int
+    resume: bool
+    start_from: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder of checkpoint folders."""
+        return self.run_dir / "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one run. `last`: the newest that this attempt resumed from or committed."""
+
+    def __init__(self, place: Place, runtime: Runtime, facts: Facts, fence: Fence) -> None:
+        self.last: Checkpoint | None = None
+        self._place = place
+        self._runtime = runtime
+        self._facts = facts
+        self._fence = fence
+
+    def resume(self, engine: Engine) -> State:
+        """Loads the newest whole checkpoint; State() for a fresh start. TrainerFailure(CheckpointIncompatible)."""
+        chosen = self._choose()
+        self._prepare_root()
+        if chosen is None:
+            return State()
+        own = chosen.folder.parent == self._place.root
+        state = self._check(chosen, own)
+        engine.load(chosen.folder)
+        restore_random(torch.load(chosen.folder / _random_name(self._runtime.rank), weights_only=True))
+        log.info("resumed from %s at step %d", chosen.folder, state.step)
+        if own:
+            self.last = self._describe(chosen)
+        return state
+
+    def save(self, engine: Engine, state: State, random_state: dict[str, Any]) -> Checkpoint:
+        """Commits a checkpoint of `state` and removes the oldest. TrainerFailure(StorageFull) leaves the older ones
+        whole."""
+        temporary = files.temporary_of(self._place.root, state.step, self._fence.attempt)
+        try:
+            self._write(temporary, engine, state, random_state)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
+            raise
+        final = files.folder_of(self._place.root, state.step)
+        self._runtime.control.barrier()
+        saved = Committed(final, Manifest.model_validate_json((final / files.MANIFEST).read_text()))
+        self.last = self._describe(saved)
+        return self.last
+
+    def _write(self, temporary: Path, engine: Engine, state: State, random_state: dict[str, Any]) -> None:
+        runtime = self._runtime
+        if runtime.first:
+            self._fence.check()
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            document = {"state": vars(state), "facts": vars(self._facts)}
+            files.write_json(temporary / STATE, document)
+        runtime.control.barrier()
+        torch.save(random_state, temporary / _random_name(runtime.rank))
+        engine.save(temporary)
+        runtime.control.barrier()
+        mine = files.files_below(temporary)[runtime.rank :: runtime.ranks]
+        parts = runtime.control.gather(files.entries(temporary, mine))
+        if runtime.first:
+            listed = {name: entry for part in parts for name, entry in part.items()}
+            manifest = Manifest(step=state.step, time=utc_now(), attempt=self._fence.attempt, files=listed)
+            self._fence.check()
+            files.commit(temporary, files.folder_of(self._place.root, state.step), manifest)
+            files.prune(self._place.root, self._place.keep)
+
+    def _prepare_root(self) -> None:
+        if self._runtime.first:
+            self._fence.check()
+            self._place.root.mkdir(parents=True, exist_ok=True)
+            files.remove_temporary(self._place.root)
+        self._runtime.control.barrier()
+
+    def _choose(self) -> Committed | None:
+        """The newest whole one among the job's own, else among `start_from`'s. All ranks look at rank 0's list."""
+        candidates: list[Committed] = self._runtime.control.gather(self._candidates())[0]
+        problems = []
+        for candidate in candidates:
+            problem = self._damage(candidate)
+            if problem is None:
+                return candidate
+            log.warning("checkpoint not usable: %s", problem)
+            problems.append(problem)
+        if not problems:
+            return None
+        raise TrainerFailure(
+            Reason.CHECKPOINT_INCOMPATIBLE,
+            f"No checkpoint is whole: {'; '.join(problems)}. Restore the files, "
+            "or run the job anew under another name.",
+        )
+
+    def _candidates(self) -> list[Committed]:
+        own = files.committed(self._place.root) if self._place.resume else []
+        folder = self._place.start_from
+        if own or folder is None:
+            return own
+        single = files.read_committed(folder)
+        other = [single] if single is not None else files.committed(folder)
+        if not other:
+            raise TrainerFailure(
+                Reason.CHECKPOINT_INCOMPATIBLE,
+                f"spec.checkpoint.from: {folder} holds no committed checkpoint (a folder with {files.MANIFEST}). "
+                "Give the URI that status.checkpoints.last of the other job shows.",
+            )
+        return other
+
+    def _damage(self, candidate: Committed) -> str | None:
+        names = sorted(candidate.manifest.files)[self._runtime.rank :: self._runtime.ranks]
+        found: list[str | None] = self._runtime.control.gather(files.damaged(candidate, names))
+        return next((problem for problem in found if problem is not None), None)
+
+    def _check(self, chosen: Committed, own: bool) -> State:
+        document = json.loads((chosen.folder / STATE).read_text())
+        unlike = differences(Facts(**document["facts"]), self._facts, own)
+        if unlike:
+            raise TrainerFailure(
+                Reason.CHECKPOINT_INCOMPATIBLE,
+                f"{chosen.folder} does not fit this job: {'; '.join(unlike)}. Start a new job with the checkpoint's "
+                "values, or without it (checkpoint.resume: Never, no checkpoint.from).",
+            )
+        state = State(**document["state"])
+        return state if own else replace(state, metrics=None)
+
+    def _describe(self, entry: Committed) -> Checkpoint:
+        return Checkpoint(
+            step=entry.manifest.step,
+            time=entry.manifest.time,
+            uri=f"{self._place.uri.rstrip('/')}/checkpoints/{entry.folder.name}",
+            size_bytes=entry.size_bytes,
+            digest=entry.digest,
+        )
+
+
+def random_state() -> dict[str, Any]:
+    """Every generator of this process, in types that torch.load(weights_only=True) takes."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": (str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(gauss)),
+    }
+
+
+def restore_random(state: dict[str, Any]) -> None:
+    """Sets every generator of this process."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, gauss))
+
+
+def _random_name(rank: int) -> str:
+    return f"rank-{rank:05d}.pt"

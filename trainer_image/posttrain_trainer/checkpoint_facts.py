@@ -1,0 +1,70 @@
+"""What must be alike for a checkpoint to be resumed, and how a difference is said.
+
+Used by checkpoint.py: written into every checkpoint, compared before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer.prepared import Prepared
+
+Scalar = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """`shape`: what the files themselves depend on, needed by every resume. `course`: what the rest of the training
+    depends on; a job that starts from another's checkpoint may set it anew."""
+
+    shape: dict[str, Scalar]
+    course: dict[str, Scalar]
+
+
+def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
+    """The facts of this job."""
+    training, resolved = config.training, prepared.resolved
+    lora = config.lora.to_wire() if config.lora is not None and config.tuning == "LoRA" else {}
+    shape: dict[str, Scalar] = {
+        "world size": ranks,
+        "deepspeed.zeroStage": resolved.zero_stage,
+        "model digest": prepared.model_digest,
+        "data digest": prepared.data_digest,
+        "stage": config.stage,
+        "tuning": config.tuning,
+        "lora": str(sorted(lora.items())) if lora else None,
+        "training.batchSize": training.batch_size,
+        "training.seed": training.seed,
+        "training.precision": resolved.precision,
+    }
+    course: dict[str, Scalar] = {
+        "training.learningRate": training.learning_rate,
+        "training.schedule": training.schedule,
+        "training.minLearningRateRatio": training.min_learning_rate_ratio,
+        "warm-up steps": resolved.warmup_steps,
+        "total steps": resolved.total_steps,
+        "training.weightDecay": training.weight_decay,
+        "training.betas": f"{training.beta1}, {training.beta2}",
+        "training.epsilon": training.epsilon,
+        "training.maxGradNorm": training.max_grad_norm,
+    }
+    return Facts(shape, course)
+
+
+def differences(checkpoint: Facts, job: Facts, own: bool) -> list[str]:
+    """Each difference with both values; `own`: the checkpoint is of this very job, whose course cannot have changed."""
+    found = []
+    for field in fields(Facts)[: 2 if own else 1]:
+        theirs, ours = getattr(checkpoint, field.name), getattr(job, field.name)
+        names = sorted(set(theirs) | set(ours))
+        found += [
+            f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+            for name in names
+            if _unlike(theirs, ours, name)
+        ]
+    return found
+
+
+def _unlike(theirs: dict[str, Scalar], ours: dict[str, Scalar], name: str) -> bool:
+    return theirs.get(name) != ours.get(name)

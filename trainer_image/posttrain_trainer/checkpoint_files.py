@@ -1,0 +1,166 @@
+"""Checkpoint folders on storage: what makes one committed, whole, old or torn. No torch, no DeepSpeed.
+
+Used by checkpoint.py. A folder is written under a temporary name, its manifest last, then renamed: a folder without
+a manifest was never finished and is skipped. A manifest lists size and sha256 of each file, and a loader believes
+nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from posttrain_api.base import Model
+
+MANIFEST = "manifest.json"
+_PREFIX = "step-"
+_BLOCK = 1 << 22
+
+
+class FileEntry(Model):
+    """Size in bytes and sha256 (`sha256:<hex>`) of one file."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(Model):
+    """The commit. `time` is RFC 3339 in UTC; `attempt` is the attempt that wrote it; file names are relative."""
+
+    step: int
+    time: str
+    attempt: int
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A folder with a readable manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its files, the manifest not counted."""
+        return sum(entry.size for entry in self.manifest.files.values())
+
+    @property
+    def digest(self) -> str:
+        """Of the manifest, and so of everything."""
+        return file_digest(self.folder / MANIFEST)
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """Name of the committed folder of a step."""
+    return root / f"{_PREFIX}{step:06d}"
+
+
+def temporary_of(root: Path, step: int, attempt: int) -> Path:
+    """Name while it is being written: another attempt never writes into the same."""
+    return root / f"{_PREFIX}{step:06d}.tmp-{attempt}"
+
+
+def committed(root: Path) -> list[Committed]:
+    """Every committed folder, the newest step first. Folders without a manifest and temporary ones are left out."""
+    folders = [path for path in root.glob(_PREFIX + "*") if path.name.removeprefix(_PREFIX).isdigit()]
+    found = [entry for path in folders if (entry := read_committed(path)) is not None]
+    return sorted(found, key=lambda entry: entry.manifest.step, reverse=True)
+
+
+def read_committed(folder: Path) -> Committed | None:
+    """The folder with its manifest; None where there is none, or one cut by a crash of a storage without atomic
+    rename."""
+    try:
+        return Committed(folder, Manifest.model_validate_json((folder / MANIFEST).read_text()))
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def files_below(folder: Path) -> list[str]:
+    """Relative names of all files, sorted; the manifest is not among them."""
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != MANIFEST)
+
+
+def entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Size and digest of each file, after it has reached the disk."""
+    found = {}
+    for name in names:
+        sync(folder / name)
+        found[name] = FileEntry(size=(folder / name).stat().st_size, sha256=file_digest(folder / name))
+    return found
+
+
+def damaged(entry: Committed, names: Iterable[str]) -> str | None:
+    """The first of these files that is not what the manifest says, in words; None where all are whole."""
+    for name in names:
+        expected, path = entry.manifest.files[name], entry.folder / name
+        size = path.stat().st_size if path.exists() else None
+        if size != expected.size:
+            return f"{path}: {'missing' if size is None else f'{size} bytes'}, the manifest says {expected.size} bytes"
+        digest = file_digest(path)
+        if digest != expected.sha256:
+            return f"{path}: {digest}, the manifest says {expected.sha256}"
+    return None
+
+
+def commit(temporary: Path, final: Path, manifest: Manifest) -> None:
+    """Manifest, fsync, rename. A folder of that name (damaged, or of an attempt that was not to be resumed) gives
+    way."""
+    write_json(temporary / MANIFEST, manifest.to_wire())
+    sync(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    sync(final.parent)
+
+
+def prune(root: Path, keep: int) -> list[Path]:
+    """Removes all but the last `keep` by the order in which they were committed; call it after a commit, never
+    before."""
+    old = sorted(committed(root), key=lambda entry: (entry.manifest.attempt, entry.manifest.step))[:-keep]
+    for entry in old:
+        (entry.folder / MANIFEST).unlink()  # first: a folder that is half removed must not look committed
+        shutil.rmtree(entry.folder)
+    return [entry.folder for entry in old]
+
+
+def remove_temporary(root: Path) -> None:
+    """Removes what attempts before left unfinished."""
+    for path in root.glob(f"{_PREFIX}*.tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Pretty, sorted, and on the disk when it returns."""
+    with path.open("w") as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:<hex>` of the contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return "sha256:" + digest.hexdigest()

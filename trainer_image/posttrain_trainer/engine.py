@@ -1,0 +1,223 @@
+"""DeepSpeed behind a small interface: forward, backward, step, save, load, full weights. Nobody else imports it.
+
+Called by the loop, the checkpoints and the export. The configuration and the order of calls are the ones that were
+found to give the same update at every ZeRO stage; the comments name what goes wrong otherwise. DeepSpeed is
+imported inside functions, because it reads DS_ACCELERATOR at its import and the runtime sets that first.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain_api.reasons import Reason
+from posttrain_trainer.batching import MicroBatch
+from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.losses import Scores
+
+TAG = "ds"
+"""Folder of DeepSpeed's files inside a checkpoint."""
+UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.4}}
+"""Without it ZeRO-1 and 2 checkpoints cannot be converted to another world size later."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """`max_grad_norm` 0 switches clipping off. `adapter`: only part of the model learns; checkpoints leave the rest
+    out."""
+
+    zero_stage: int
+    max_grad_norm: float
+    adapter: bool = False
+    persistence_threshold: int = 100_000
+    """ZeRO-3 keeps smaller tensors whole; 0 shards even tiny ones (tests)."""
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """AdamW (Loshchilov, Hutter 2019); its decay comes with the parameter groups."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """`grad_norm`: of the whole gradient, before clipping."""
+
+    grad_norm: float
+
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+def adamw(settings: AdamSettings) -> MakeOptimizer:
+    """Makes torch's AdamW; the loop sets the rate before each step."""
+
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+
+    return make
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with decay; vectors (norms, biases) without. No group is empty."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Engine:
+    """One model with its optimizer, sharded by ZeRO over all ranks."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: EngineSettings) -> None:
+        """Needs the default process group. `model` is moved to the accelerator."""
+        self.settings = settings
+        self._optimizer = optimizer
+        self._norm = math.nan
+        self._engine = _initialize(model, optimizer, settings)
+        if settings.zero_stage == 0:
+            optimizer.register_step_pre_hook(self._before_plain_step)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, for names and configuration. Never call it: at ZeRO-3 only the engine's forward counts
+        micro-batches."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def forward(self, micro: MicroBatch) -> Scores:
+        """Scores of the counted tokens of a micro-batch on this device."""
+        scores: Scores = self._engine(micro.input_ids, micro.index, micro.targets)
+        return scores
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates in fp32. Gradients of ranks are averaged: the caller multiplies by the number of ranks."""
+        self._engine.backward(loss)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """For the next step, in every group."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def step(self) -> StepInfo:
+        """Clips and applies the gradient. TrainerFailure(NonFinite) on every rank where it is not finite: nothing
+        is applied."""
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            raise non_finite("the gradient norm")
+        buffer = getattr(self._engine.optimizer, "grad_partitions_flat_buffer", None)
+        if buffer is not None:
+            buffer.zero_()  # ZeRO-3 never does: a parameter without gradient would get the last step's once more
+        norm = self._norm if self.settings.zero_stage == 0 else float(self._engine.get_global_grad_norm())
+        return StepInfo(norm)
+
+    def train(self, mode: bool = True) -> None:
+        """Dropout on or off."""
+        self._engine.train(mode)
+
+    def save(self, folder: Path) -> None:
+        """DeepSpeed's files below `folder`/ds; all ranks call it and it ends with a barrier of theirs."""
+        self._engine.save_checkpoint(
+            str(folder),
+            TAG,
+            client_state=dict(UNIVERSAL),
+            save_latest=False,
+            exclude_frozen_parameters=self.settings.adapter,
+        )
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote, at the same world size and stage. TrainerFailure where DeepSpeed finds nothing."""
+        path, _ = self._engine.load_checkpoint(str(folder), TAG, load_module_strict=not self.settings.adapter)
+        if path is None:  # DeepSpeed would go on with a fresh model
+            raise TrainerFailure(
+                Reason.CHECKPOINT_INCOMPATIBLE,
+                f"{folder}: it holds no DeepSpeed state. Resume from another checkpoint.",
+            )
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """The learning weights by name, whole, on the CPU: on rank 0 only. All ranks call it.
+
+        Full fine-tuning: with the buffers that are stored; under an adapter: the adapter's only.
+        """
+        adapter = self.settings.adapter
+        if self.settings.zero_stage == 3:
+            gathered: dict[str, Tensor] | None = self._engine._zero3_consolidated_16bit_state_dict(adapter)
+            return gathered
+        if torch.distributed.get_rank() != 0:
+            return None
+        learning = {name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        state = self.module.state_dict()
+        return {name: value.detach().cpu() for name, value in state.items() if not adapter or name in learning}
+
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """Inside it these parameters are whole on every rank, to be read only."""
+        if self.settings.zero_stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None)
+        return context
+
+    def _before_plain_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        # Stage 0 in fp32: DeepSpeed has reduced the gradient by now, but would apply NaN and tells no norm. Each
+        # rank holds the same reduced gradient, so they agree without asking.
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        self._norm = float(total)
+        if not math.isfinite(self._norm):
+            raise non_finite("the gradient norm")
+        if self.settings.max_grad_norm > 0:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, total)
+
+
+def non_finite(what: str) -> TrainerFailure:
+    """The failure for NaN or infinity in `what`."""
+    return TrainerFailure(
+        Reason.NON_FINITE,
+        f"{what} is not finite; the step was not applied and the checkpoints before it are kept. "
+        "Lower training.learningRate, raise training.warmupSteps, or look at the rows of this step.",
+    )
+
+
+def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+    """Micro-batches are the loop's own business (managed accumulation off: in managed mode ZeRO-2 would keep the
+    last one only)."""
+    clip = 0.0 if settings.zero_stage == 0 else settings.max_grad_norm
+    zero: dict[str, Any] = {"stage": settings.zero_stage, "overlap_comm": False}
+    if settings.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = settings.persistence_threshold
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": clip,
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+    }
+
+
+def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, settings: EngineSettings) -> Any:
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # The shared-memory all-reduce of the CPU accelerator would be compiled at its first use; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(settings))
+    return engine

@@ -1,0 +1,167 @@
+"""The finished model: a folder that plain transformers or peft loads, with a manifest that says what it is.
+
+Called by the worker after the loop. All ranks call it (ZeRO-3 gathers), rank 0 writes. The folder is written as
+output.tmp and renamed, so `output` is whole or not there. Full fine-tuning: the model. LoRA: the adapter; with
+`mergeAdapter` the merged model, and the adapter in `adapter/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import torch
+import transformers
+from torch import Tensor, nn
+
+from posttrain_api.base import Model, canonical_json
+from posttrain_api.names import OUTPUT_DIR
+from posttrain_api.records import Output
+from posttrain_api.trainer import JobIdentity, TrainerConfig
+from posttrain_trainer.checkpoint_files import MANIFEST, FileEntry, entries, files_below, sync, write_json
+from posttrain_trainer.model import causal_lm
+from posttrain_trainer.prepared import Prepared
+
+ADAPTER_DIR = "adapter"
+_PREFIX = "lm."
+"""The scorer's name for the model inside it."""
+
+
+class Base(Model):
+    """The model an adapter belongs to, or full fine-tuning started from. uri None: drawn from the seed."""
+
+    uri: str | None = None
+    revision: str | None = None
+    sha256: str
+
+
+class OutputManifest(Model):
+    """manifest.json of an output. `sha256`: over names and digests of the files."""
+
+    format: Literal["safetensors", "peft"]
+    stage: str
+    tuning: str
+    step: int
+    job: JobIdentity
+    base: Base
+    files: dict[str, FileEntry]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is exported: the trained module (its shapes and configuration) and, on rank 0, its learning weights."""
+
+    module: nn.Module
+    weights: dict[str, Tensor]
+    step: int
+
+
+def export(config: TrainerConfig, prepared: Prepared, finished: Finished) -> Output:
+    """Writes `<run_dir>/output` and describes it. Rank 0 only. A folder left by an earlier attempt is replaced."""
+    final = Path(config.run_dir) / OUTPUT_DIR
+    temporary = final.with_name(OUTPUT_DIR + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        kind = _write_model(config, prepared, finished, temporary)
+        _write_tokenizer(prepared, temporary)
+        manifest = _manifest(config, prepared, finished.step, (kind, entries(temporary, files_below(temporary))))
+        write_json(temporary / MANIFEST, manifest.to_wire())
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
+        raise
+    _replace(temporary, final)
+    size = sum(entry.size for entry in manifest.files.values())
+    uri = f"{config.run_uri.rstrip('/')}/{OUTPUT_DIR}"
+    return Output(uri=uri, digest=manifest.sha256, format=manifest.format, size_bytes=size)
+
+
+def _write_model(
+    config: TrainerConfig, prepared: Prepared, finished: Finished, folder: Path
+) -> Literal["safetensors", "peft"]:
+    module: Any = finished.module
+    weights = {name.removeprefix(_PREFIX): value for name, value in finished.weights.items()}
+    if config.tuning == "Full":
+        causal_lm(module.lm).save_pretrained(folder, state_dict=weights)
+        return "safetensors"
+    name = _base_name(config, prepared.resolved.revision)
+    _write_adapter(module.lm, name, weights, folder / ADAPTER_DIR if config.merge_adapter else folder)
+    if not config.merge_adapter:
+        return "peft"
+    merged(config, prepared, folder / ADAPTER_DIR).save_pretrained(folder)
+    return "safetensors"
+
+
+def _write_adapter(adapted: Any, base: tuple[str | None, str | None], weights: dict[str, Tensor], folder: Path) -> None:
+    settings = adapted.peft_config["default"]
+    settings.base_model_name_or_path, settings.revision = base
+    # peft's names carry no adapter name; save_pretrained takes the learning weights as they are and renames them.
+    adapted.save_pretrained(folder, state_dict=weights)
+
+
+def merged(config: TrainerConfig, prepared: Prepared, adapter: Path) -> Any:
+    """W + (alpha / rank)·B·A, computed anew from the stored base and adapter in fp32, so that nothing live is
+    changed."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        prepared.model_dir,
+        local_files_only=True,
+        dtype=torch.float32,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return peft.PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
+
+
+def _write_tokenizer(prepared: Prepared, folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.tokenizer_dir, local_files_only=True)
+    tokenizer.save_pretrained(folder)
+
+
+def _manifest(
+    config: TrainerConfig,
+    prepared: Prepared,
+    step: int,
+    written: tuple[Literal["safetensors", "peft"], dict[str, FileEntry]],
+) -> OutputManifest:
+    kind, files = written
+    source = config.model.source
+    digests = canonical_json({name: entry.sha256 for name, entry in files.items()})
+    return OutputManifest(
+        format=kind,
+        stage=config.stage,
+        tuning=config.tuning,
+        step=step,
+        job=config.job,
+        base=Base(
+            uri=source.uri if source else None, revision=prepared.resolved.revision, sha256=prepared.model_digest
+        ),
+        files=files,
+        sha256="sha256:" + hashlib.sha256(digests.encode()).hexdigest(),
+    )
+
+
+def _base_name(config: TrainerConfig, revision: str | None) -> tuple[str | None, str | None]:
+    """What AutoPeftModel looks the base up by: the hub's name, or the folder it was mounted at."""
+    source = config.model.source
+    if source is None:
+        return None, None
+    if source.uri.startswith("hf://"):
+        return source.uri.removeprefix("hf://"), revision or source.revision
+    return source.path, None
+
+
+def _replace(temporary: Path, final: Path) -> None:
+    sync(temporary)
+    if final.exists():
+        old = final.with_name(OUTPUT_DIR + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        temporary.rename(final)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(final)
+    sync(final.parent)

@@ -1,0 +1,192 @@
+"""The one loop of every stage: rows → micro-batches → gradient → step → measure → evaluate → save.
+
+Called by the worker. Each term of the loss is a sum that is divided once by its weight over all micro-batches and
+ranks of the step, so the update depends neither on how rows are cut nor on how many ranks there are. Ranks agree
+before each micro-batch whether to stop: then the half-done step is dropped and the state before it is saved. The
+loop knows no objective and no DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from posttrain_trainer.algorithms.base import Algorithm
+from posttrain_trainer.batching import Feed, MicroBatch
+from posttrain_trainer.checkpoint import Checkpoints, State, random_state
+from posttrain_trainer.engine import Engine, non_finite
+from posttrain_trainer.evaluate import Evaluator
+from posttrain_trainer.metrics import Metrics, Phases, Totals, memory_bytes
+from posttrain_trainer.recorder import Recorder
+from posttrain_trainer.runtime import Runtime
+from posttrain_trainer.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop drives."""
+
+    engine: Engine
+    feed: Feed
+    algorithm: Algorithm
+    checkpoints: Checkpoints
+    recorder: Recorder
+    evaluator: Evaluator | None = None
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long, how fast, and when to evaluate and save. None: only at the end."""
+
+    schedule: Schedule
+    eval_every_steps: int | None
+    save_every_steps: int | None
+    save_every_seconds: float
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.schedule.total_steps
+
+
+class Loop:
+    """Runs from `state` to the end of the course."""
+
+    def __init__(self, parts: Parts, course: Course, runtime: Runtime, state: State) -> None:
+        self.state = state
+        self._parts = parts
+        self._course = course
+        self._runtime = runtime
+        self._phases = Phases()
+        self._saved_at = time.monotonic()
+
+    @property
+    def lines_written(self) -> int:
+        """Steps whose line is in metrics.jsonl already; the last one's is not where its evaluation was interrupted."""
+        return self.state.step - 1 if self._evaluation_missing() else self.state.step
+
+    def run(self) -> bool:
+        """True at the end; False where the ranks agreed to stop, with everything saved. TrainerFailure(NonFinite)."""
+        if self._evaluation_missing() and not self._conclude():
+            return self._leave(random_state())
+        while self.state.step < self._course.total_steps:
+            before = random_state()
+            if not self._train():
+                return self._leave(before)
+            if not self._conclude():
+                return self._leave(random_state())
+        return True
+
+    def _train(self) -> bool:
+        """One optimizer step; False where it was dropped."""
+        parts, step, start = self._parts, self.state.step, time.perf_counter()
+        with self._phases.measure("data"):
+            micros = parts.feed.micros(step)
+        *weights, tokens = self._count(micros)
+        totals = Totals()
+        for micro in micros:
+            if self._stopping():
+                return False
+            with self._phases.measure("forward_backward"):
+                self._accumulate(micro, weights, totals)
+        with self._phases.measure("optimizer"):
+            parts.engine.set_learning_rate(self._course.schedule.rate(step))
+            info = parts.engine.step()
+        metrics = {"grad_norm": info.grad_norm, "learning_rate": self._course.schedule.rate(step)}
+        metrics = {**self._reduce(totals, weights), **metrics}
+        self._advance(metrics, tokens, time.perf_counter() - start)
+        return True
+
+    def _count(self, micros: list[MicroBatch]) -> list[float]:
+        """N of each term, then tokens: over all micro-batches and ranks, in one small all-reduce."""
+        weighed = [self._parts.algorithm.weights(micro) for micro in micros]
+        sums = [sum(weights[term] for weights in weighed) for term in self._parts.algorithm.terms]
+        counted = self._runtime.control.sum([*sums, sum(micro.tokens for micro in micros)])
+        return [*(max(value, 1.0) for value in counted[:-1]), counted[-1]]
+
+    def _accumulate(self, cpu_micro: MicroBatch, weights: list[float], totals: Totals) -> None:
+        parts, ranks = self._parts, self._runtime.ranks
+        micro = cpu_micro.to(self._runtime.device)
+        scores = parts.engine.forward(micro)
+        losses = parts.algorithm.losses(scores, micro)
+        scaled = [losses[term] * (ranks / weight) for term, weight in zip(parts.algorithm.terms, weights, strict=True)]
+        parts.engine.backward(sum(scaled[1:], scaled[0]))
+        totals.add(losses)
+        totals.add(parts.algorithm.sums(scores, micro))
+
+    def _reduce(self, totals: Totals, weights: list[float]) -> Metrics:
+        """Loss and the algorithm's metrics over all ranks; also which rank was the slowest."""
+        names, values = totals.read()
+        busy = [0.0] * self._runtime.ranks
+        busy[self._runtime.rank] = self._phases.seconds("data") + self._phases.seconds("forward_backward")
+        reduced = self._runtime.control.sum([*values, *busy])
+        sums, busy = dict(zip(names, reduced, strict=False)), reduced[len(names) :]
+        self._parts.recorder.slowest_rank = busy.index(max(busy))
+        terms = self._parts.algorithm.terms
+        loss = sum(sums.pop(term) / weight for term, weight in zip(terms, weights, strict=True))
+        if not math.isfinite(loss):
+            raise non_finite("the loss")
+        return {"loss": loss, **{name: value / weights[0] for name, value in sums.items()}}
+
+    def _advance(self, metrics: Metrics, tokens: float, seconds: float) -> None:
+        step, total = self.state.step + 1, self.state.tokens + int(tokens)
+        metrics |= {
+            "epoch": self._parts.feed.sampler.epoch(step),
+            "num_tokens": float(total),
+            "step_time": seconds,
+            "tokens_per_second": tokens / seconds,
+            "memory_bytes": memory_bytes(self._runtime.device),
+            "skipped_steps": 0.0,
+            **self._phases.take(),
+        }
+        self.state = State(step, total, metrics)
+
+    def _conclude(self) -> bool:
+        """Evaluates, writes the step's line, saves, each where it is due; False where the ranks agreed to stop."""
+        if self._evaluation_missing() and not self._evaluate():
+            return False
+        self._parts.recorder.step(self.state.step, self.state.metrics or {})
+        course, step = self._course, self.state.step
+        late = self._runtime.first and time.monotonic() - self._saved_at >= course.save_every_seconds
+        stop, due = self._runtime.control.max([float(self._runtime.stop.requested), float(late)])
+        every = course.save_every_steps
+        if due or step == course.total_steps or (every is not None and step % every == 0):
+            self._save(random_state())
+        return not stop or step == course.total_steps
+
+    def _evaluation_missing(self) -> bool:
+        step, every = self.state.step, self._course.eval_every_steps
+        if self._parts.evaluator is None or self.state.metrics is None or "eval_loss" in self.state.metrics:
+            return False
+        return step == self._course.total_steps or (every is not None and step % every == 0)
+
+    def _evaluate(self) -> bool:
+        assert self._parts.evaluator is not None
+        self._parts.recorder.phase("Evaluating")
+        with self._phases.measure("evaluation"):
+            result = self._parts.evaluator.run(self._parts.engine, self._stopping)
+        self._parts.recorder.phase("Training")
+        if result is None:
+            return False
+        self.state = replace(self.state, metrics={**(self.state.metrics or {}), **result})
+        return True
+
+    def _stopping(self) -> bool:
+        return self._runtime.control.any(self._runtime.stop.requested)
+
+    def _save(self, generators: dict[str, Any]) -> None:
+        self._parts.recorder.phase("Saving")
+        self._parts.recorder.sync()
+        with self._phases.measure("checkpoint"):
+            saved = self._parts.checkpoints.save(self._parts.engine, self.state, generators)
+        self._parts.recorder.checkpoint(saved)
+        self._parts.recorder.phase("Training")
+        self._saved_at = time.monotonic()
+
+    def _leave(self, generators: dict[str, Any]) -> bool:
+        last = self._parts.checkpoints.last
+        if self.state.step > 0 and (last is None or last.step != self.state.step):
+            self._save(generators)
+        return False

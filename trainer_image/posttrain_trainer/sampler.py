@@ -1,0 +1,85 @@
+"""Which rows a step trains on: a pure function of (seed, position), the same for every world size.
+
+Called by the feed of the loop. There is no iterator and so no state to save: a resumed job asks for the same
+positions and gets the same rows. The order of an epoch is a keyed permutation computed point by point (a Feistel
+network with cycle walking), so memory does not grow with the data. Nothing here may look at ranks, time or global
+random state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ROUNDS = 6
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Rows of each step. `size`: rows of the set; `total`: rows to train on over all epochs, repeats counted."""
+
+    size: int
+    batch_size: int
+    total: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps until `total` rows are used up; the last one may be smaller."""
+        return math.ceil(self.total / self.batch_size)
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Row indices of `step` (from 0), int64 [batch size, or less in the last step]. IndexError past the end."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
+        start = step * self.batch_size
+        return row_at(np.arange(start, self.consumed(step + 1)), self.size, self.seed)
+
+    def consumed(self, steps: int) -> int:
+        """Rows used up after `steps` steps."""
+        return min(steps * self.batch_size, self.total)
+
+    def epoch(self, steps: int) -> float:
+        """Epochs done after `steps` steps."""
+        return self.consumed(steps) / self.size
+
+
+def total_rows(size: int, batch_size: int, epochs: float | None, max_steps: int | None) -> int:
+    """Rows of the whole training: `max_steps` full batches where it is given, else epochs × size, rounded up."""
+    if max_steps is not None:
+        return max_steps * batch_size
+    # 1e-9: 0.1 × 30 is 3.0000000000000004 in floating point and must not be four rows.
+    return max(1, math.ceil((1.0 if epochs is None else epochs) * size - 1e-9))
+
+
+def row_at(positions: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    """The row at each position. Positions [k·size, (k+1)·size) are epoch k: a permutation of range(size) of its own."""
+    epochs, offsets = np.divmod(np.asarray(positions, dtype=np.int64), size)
+    half = max(1, math.ceil((size - 1).bit_length() / 2))
+    keys = _mix(_mix(np.uint64(seed % 2**64)) ^ epochs.astype(np.uint64))
+    values = offsets.astype(np.uint64)
+    pending = np.arange(len(values))
+    while len(pending):  # cycle walking: the network permutes [0, 4^half) and is applied until it lands inside
+        values[pending] = _feistel(values[pending], keys[pending], half)
+        pending = pending[values[pending] >= size]
+    return values.astype(np.int64)
+
+
+def _feistel(values: NDArray[np.uint64], keys: NDArray[np.uint64], half: int) -> NDArray[np.uint64]:
+    mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
+    left, right = values >> shift, values & mask
+    for number in range(_ROUNDS):
+        left, right = right, left ^ (_mix(right ^ _mix(keys + np.uint64(number))) & mask)
+    return (left << shift) | right
+
+
+def _mix(value: np.uint64 | NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
+    mixed = np.atleast_1d(np.asarray(value, dtype=np.uint64)) + _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

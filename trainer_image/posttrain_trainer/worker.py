@@ -1,0 +1,136 @@
+"""One rank: configuration → runtime → data → model → engine → loop → export → end record.
+
+Started by torchrun as `python -m posttrain_trainer.worker`; `prepare` has left its manifest on storage by then.
+Whatever happens, the last thing a rank does is to write its end record and to leave with `os._exit`: interpreter
+shutdown aborts in a broken process group.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from posttrain_api.names import ENV_CONFIG, METRICS_FILE, PREPARED_DIR
+from posttrain_api.reasons import Reason
+from posttrain_api.records import Output, Resolved, Success
+from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer.assemble import Job, Outside, assemble, course_of
+from posttrain_trainer.console import Console
+from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.export import Finished, export
+from posttrain_trainer.loop import Loop, Parts
+from posttrain_trainer.metrics import MetricsFile
+from posttrain_trainer.prepared import Prepared, read_manifest
+from posttrain_trainer.record import End, failed, preempted, succeeded, write_end
+from posttrain_trainer.runtime import Runtime, start
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """What a rank does, and how far it has come: `step` is in its end record whatever ends it."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        self._config = config
+        self._loop: Loop | None = None
+
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps done; None before the loop."""
+        return None if self._loop is None else self._loop.state.step
+
+    def run(self) -> End:
+        """The end record of a rank that was not ended by an exception."""
+        config = self._config
+        prepared = _prepared(config)
+        runtime = start(config.topology, config.training.seed)
+        outside = _outside(prepared) if runtime.first else Outside()
+        parts, resolved = assemble(Job(config, prepared, runtime), outside)
+        parts.recorder.facts(prepared.data_report, resolved)
+        self._loop = loop = self._ready(parts, resolved, runtime)
+        finished = loop.run()
+        parts.recorder.close()
+        if not finished:
+            return preempted(runtime.rank, f"stopped by a signal after step {loop.state.step}", loop.state.step)
+        output = self._export(parts, prepared, runtime)
+        success = None if output is None else self._success(output, parts, resolved, prepared)
+        runtime.control.barrier()  # no rank leaves before the output is there
+        return succeeded(runtime.rank, loop.state.step, success)
+
+    def _ready(self, parts: Parts, resolved: Resolved, runtime: Runtime) -> Loop:
+        state = parts.checkpoints.resume(parts.engine)
+        if state.step > resolved.total_steps:
+            raise TrainerFailure(
+                Reason.CHECKPOINT_INCOMPATIBLE,
+                f"The checkpoint is at step {state.step}, this job ends at step {resolved.total_steps}. "
+                "Raise training.maxSteps or epochs.",
+            )
+        course = course_of(self._config, resolved)
+        loop = Loop(parts, course, runtime, state)
+        if runtime.first:
+            parts.recorder.open(MetricsFile(Path(self._config.run_dir) / METRICS_FILE, loop.lines_written))
+        if parts.checkpoints.last is not None:
+            parts.recorder.checkpoint(parts.checkpoints.last)
+        return loop
+
+    def _export(self, parts: Parts, prepared: Prepared, runtime: Runtime) -> Output | None:
+        parts.recorder.phase("Exporting")
+        weights = parts.engine.weights()
+        if weights is None or not runtime.first:
+            return None
+        output = export(self._config, prepared, Finished(parts.engine.module, weights, self.step or 0))
+        parts.recorder.phase("Done")
+        return output
+
+    def _success(self, output: Output, parts: Parts, resolved: Resolved, prepared: Prepared) -> Success:
+        assert self._loop is not None
+        return Success(
+            output=output,
+            step=self._loop.state.step,
+            metrics=self._loop.state.metrics or {},
+            checkpoint=parts.checkpoints.last,
+            data_report=prepared.data_report,
+            resolved=resolved,
+        )
+
+
+def _prepared(config: TrainerConfig) -> Prepared:
+    folder = Path(config.run_dir) / PREPARED_DIR
+    prepared = read_manifest(folder)
+    if prepared is None:
+        raise TrainerFailure(Reason.DATASET_NOT_FOUND, f"{folder}: no manifest. Run prepare first.")
+    if prepared.config_digest != config.digest():
+        raise TrainerFailure(
+            Reason.CHECKPOINT_INCOMPATIBLE,
+            f"{folder}: prepared for configuration {prepared.config_digest}, this job's is {config.digest()}. "
+            "Run the job anew.",
+        )
+    return prepared
+
+
+def _outside(prepared: Prepared) -> Outside:
+    return Outside(sinks=(Console(prepared.resolved.total_steps),))
+
+
+def main() -> NoReturn:
+    """Never returns: leaves with the exit code of the end record."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    rank = int(os.environ["RANK"])
+    config = TrainerConfig.model_validate_json(Path(os.environ[ENV_CONFIG]).read_text())
+    worker = Worker(config)
+    try:
+        end = worker.run()
+    except Exception as error:
+        log.exception("rank %d failed", rank)
+        end = failed(rank, error, worker.step)
+    write_end(config.work_dir, end)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.exit_code)
+
+
+if __name__ == "__main__":
+    main()
