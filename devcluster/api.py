@@ -59,7 +59,9 @@ class Client:
         headers = {"Content-Type": options.pop("content_type", "application/json"), "Accept": "application/json"}
         data = body if body is None or isinstance(body, str) else json.dumps(body)
         timeout = aiohttp.ClientTimeout(total=60)
-        async with self._session.request(method, path, data=data, headers=headers, timeout=timeout, **options) as answer:
+        async with self._session.request(
+            method, path, data=data, headers=headers, timeout=timeout, **options
+        ) as answer:
             text = await answer.text()
             if answer.status >= 400:
                 raise _api_error(answer.status, text)

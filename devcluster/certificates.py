@@ -39,9 +39,7 @@ class Subject:
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as handle:
         handle.write(pem)
 
@@ -125,7 +123,9 @@ def _inline(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def write_kubeconfig(path: Path, server: str, ca: Path, pair: KeyPair, context: Sequence[str] = ("devcluster",)) -> Path:
+def write_kubeconfig(
+    path: Path, server: str, ca: Path, pair: KeyPair, context: Sequence[str] = ("devcluster",)
+) -> Path:
     """Write a self-contained kubeconfig (certificates inline, mode 0600)."""
     name = context[0]
     document = {

@@ -1,6 +1,6 @@
 """The command line: `python -m devcluster --help` teaches it.
 
-Parsing and printing only; what happens is in launcher, environments and faults.
+Parsing and printing only; what happens is in launcher and faults.
 """
 
 import argparse
@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from devcluster import binaries, control, environments, launcher, state
+from devcluster import binaries, control, images, launcher, state
 from devcluster.errors import DevclusterError
-from devcluster.images import parse_option
 from devcluster.workload import parse_forward
 
 EPILOG = """\
@@ -66,8 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("images", nargs="+", metavar="NAME=ENVDIR[:UID]")
     build = commands.add_parser("build", help="build the components now (up does so by itself)")
     build.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(binaries.EVERYTHING)}; default: all")
-    envs = commands.add_parser("environments", help="make .build/envs/NAME from the project's wheel and its lock")
-    envs.add_argument("names", nargs="*", default=list(environments.IMAGES), metavar="NAME")
+    commands.add_parser("path", help="print the folder of the binaries (kubectl, helm, ...), for your PATH")
     return top
 
 
@@ -96,7 +94,7 @@ def _new_spec(args: argparse.Namespace, folder: Path) -> state.ClusterSpec:
         gpus_per_node=args.gpus_per_node,
         control_plane_only=args.control_plane_only,
         forwards=tuple(args.forward),
-        images=environments.present() | dict(parse_option(text) for text in args.image),
+        images=images.present() | dict(images.parse_option(text) for text in args.image),
     )
 
 
@@ -123,7 +121,9 @@ def _status(args: argparse.Namespace) -> int:
         print(f"cluster {spec.name!r} does not run; its files lie in {spec.state}")
         return 1
     ready = spec.ready()
-    print(f"cluster {spec.name!r} runs: supervisor {pid}, API {ready['api']}, files in {spec.state}, logs in {spec.logs}")
+    print(
+        f"cluster {spec.name!r} runs: supervisor {pid}, API {ready['api']}, files in {spec.state}, logs in {spec.logs}"
+    )
     if spec.control_plane_only:
         return 0
     print(f"{spec.nodes} nodes with {spec.gpus_per_node} GPUs; forwards: {', '.join(spec.forwards) or 'none'}")
@@ -159,7 +159,7 @@ def _fault(args: argparse.Namespace) -> int:
 
 
 def _image(args: argparse.Namespace) -> int:
-    print(control.ask(_spec(args), "add-image", entries=dict(parse_option(text) for text in args.images)))
+    print(control.ask(_spec(args), "add-image", entries=dict(images.parse_option(text) for text in args.images)))
     return 0
 
 
@@ -178,9 +178,8 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _environments(args: argparse.Namespace) -> int:
-    for name in args.names:
-        print(environments.make(name, print))
+def _path(_args: argparse.Namespace) -> int:
+    print(binaries.bin_folder())
     return 0
 
 
@@ -194,7 +193,7 @@ COMMANDS = {
     "fault": _fault,
     "image": _image,
     "build": _build,
-    "environments": _environments,
+    "path": _path,
 }
 
 

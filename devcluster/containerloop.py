@@ -53,8 +53,10 @@ def owner(pod: Obj, container: Obj, image: Image) -> Owner:
     uid = int(merged.get("runAsUser", image.uid))
     gid = int(merged.get("runAsGroup", image.uid if uid == image.uid else 0))
     if merged.get("runAsNonRoot") and uid == 0:
-        how = "container's runAsUser breaks non-root policy" if "runAsUser" in merged else (
-            "container has runAsNonRoot and image will run as root"
+        how = (
+            "container's runAsUser breaks non-root policy"
+            if "runAsUser" in merged
+            else ("container has runAsNonRoot and image will run as root")
         )
         name = f"{pod['metadata']['name']}_{pod['metadata']['namespace']}({pod['metadata']['uid']})"
         raise Waiting("CreateContainerConfigError", f'{how} (pod: "{name}", container: {container["name"]})')
@@ -165,9 +167,7 @@ class ContainerLoop:
             raise Waiting("CreateContainerConfigError", str(error)) from error
         except (ApiError, OSError) as error:
             raise Waiting("CreateContainerError", str(error)) from error
-        if who.uid != 0:
-            values.setdefault("HOME", containers.HOME)
-            values["HOME"] = containers.HOME if values["HOME"] == "/root" else values["HOME"]
+        values.setdefault("HOME", "/root" if who.uid == 0 else containers.HOME)
         return self._record(image, values, who, mounts)
 
     def _record(self, image: Image, values: dict[str, str], who: Owner, mounts: tuple[Mount, ...]) -> Launch:
@@ -193,7 +193,7 @@ class ContainerLoop:
 
     async def _once(self, launch: Launch) -> None:
         self.oom = False
-        with open(self.log_path, "ab") as out:
+        with open(self.log_path, "ab") as out:  # noqa: ASYNC230 - a local file, opened once
             self.container = await containers.start(launch, self._worker.namespace, out)
         state = self.state
         state.waiting, state.terminated, state.started_at = None, None, stamp(now())

@@ -94,9 +94,12 @@ def _mounts(launch: Launch) -> list[str]:
 
 def _scratch(launch: Launch) -> list[str]:
     """Where the image's own layer may be written: nowhere with a read-only root, everywhere as root in the container,
-    else /tmp and the home folder, which is what a non-root user owns in a usual image."""
+    else /tmp, the home and the working folder, which are what a non-root user owns in a usual image."""
     kind = "--dir" if launch.read_only_root or launch.uid == 0 else "--tmpfs"
-    return ["--perms", "1777", kind, "/tmp", "--perms", "0755", kind, HOME]
+    arguments = ["--perms", "1777", kind, "/tmp"]
+    for path in sorted({HOME, launch.env.get("HOME", HOME), launch.image.workdir} - {"/", "/root", "/tmp"}):
+        arguments += ["--perms", "0755", kind, path]
+    return arguments
 
 
 def bwrap_arguments(launch: Launch) -> list[str]:
@@ -161,11 +164,9 @@ class Container:
         """TERM, then KILL after `grace` seconds."""
         if grace > 0:
             self.signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(TimeoutError):  # grace is over: KILL below
                 await asyncio.wait_for(asyncio.shield(self.process.wait()), grace)
                 return
-            except TimeoutError:
-                pass  # grace is over: KILL below
         self.signal(signal.SIGKILL)
         await self.process.wait()
 

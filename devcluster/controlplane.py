@@ -24,8 +24,9 @@ ISSUER = f"https://kubernetes.default.svc.{CLUSTER_DOMAIN}"
 KUBELET_CLIENT = "kube-apiserver-kubelet-client"
 MASTERS = ("system:masters",)
 # Without nodes only what the API itself needs: owner references, namespaces, and each namespace's account and CA.
-LEAN_CONTROLLERS = (
-    "garbage-collector-controller,namespace-controller,serviceaccount-controller,root-ca-certificate-publisher-controller"
+LEAN_CONTROLLERS = ",".join(
+    f"{name}-controller"
+    for name in ("garbage-collector", "namespace", "serviceaccount", "root-ca-certificate-publisher")
 )
 
 
@@ -104,12 +105,17 @@ class ControlPlane:
         raise DevclusterError(f"{name} did not open port {port} in 30 s:\n{self._tail(name)}")
 
     async def _start_api(self) -> None:
-        names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", f"kubernetes.default.svc.{CLUSTER_DOMAIN}"]
+        names = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            f"kubernetes.default.svc.{CLUSTER_DOMAIN}",
+        ]
         names += ["localhost", "127.0.0.1", API_SERVICE_IP, self.network.advertise]
         serving = self.ca.issue("apiserver", Subject("kube-apiserver", (), tuple(names)))
         kubelet = self.identity("kubelet-client", KUBELET_CLIENT, ("kubeadm:cluster-admins",))
         signing = self.ca.signing_key("service-account")
-        bind = "0.0.0.0" if self.network.private else self.network.host  # noqa: S104 - inside a private namespace
+        bind = "0.0.0.0" if self.network.private else self.network.host
         await self.run(
             "kube-apiserver",
             [

@@ -81,7 +81,9 @@ class _Session:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-async def _start(argv: list[str], stdin: bool, terminal: bool) -> tuple[_Session, list[tuple[int, asyncio.StreamReader]]]:
+async def _start(
+    argv: list[str], stdin: bool, terminal: bool
+) -> tuple[_Session, list[tuple[int, asyncio.StreamReader]]]:
     if terminal:
         master, slave = os.openpty()
         process = await asyncio.create_subprocess_exec(
@@ -97,7 +99,8 @@ async def _start(argv: list[str], stdin: bool, terminal: bool) -> tuple[_Session
     session = _Session(process, writer, False)
     if not stdin:
         session.close_stdin()
-    assert process.stdout and process.stderr  # noqa: S101 - both were asked for
+    assert process.stdout is not None
+    assert process.stderr is not None
     return session, [(STDOUT, process.stdout), (STDERR, process.stderr)]
 
 

@@ -38,7 +38,9 @@ def expand(text: str, values: Mapping[str, str]) -> str:
 
 
 def _pairs(values: Mapping[str, str]) -> str:
-    escaped = {key: value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for key, value in values.items()}
+    escaped = {
+        key: value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for key, value in values.items()
+    }
     return "\n".join(f'{key}="{escaped[key]}"' for key in sorted(escaped))
 
 

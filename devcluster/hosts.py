@@ -30,7 +30,7 @@ def ready_endpoints(slices: Iterable[Obj]) -> list[Obj]:
     for each in slices:
         for endpoint in each.get("endpoints") or []:
             if (endpoint.get("conditions") or {}).get("ready") is not False:
-                found.append(endpoint)
+                found.append(endpoint)  # noqa: PERF401 - two loops and a condition read better so
     return found
 
 
@@ -72,8 +72,8 @@ def head(pod: Obj, address: str) -> str:
     if spec.get("subdomain"):
         names = [f"{own}.{spec['subdomain']}.{namespace}.svc.{CLUSTER_DOMAIN}", own]
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost", f"{address}\t{' '.join(names)}"]
-    for alias in spec.get("hostAliases") or []:
-        lines.append(f"{alias['ip']}\t{' '.join(alias.get('hostnames') or [])}")
+    aliases = spec.get("hostAliases") or []
+    lines += [f"{alias['ip']}\t{' '.join(alias.get('hostnames') or [])}" for alias in aliases]
     return "\n".join([*lines, ""])
 
 

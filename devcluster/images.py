@@ -9,17 +9,25 @@ read anew at each look-up, so a name may be added while the cluster runs.
 import hashlib
 import os
 import subprocess
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from devcluster import binaries
+from devcluster import binaries, dockerfile
 from devcluster.errors import DevclusterError
 
+REPOSITORY = Path(__file__).parent.parent
+# The project's own images: their Dockerfiles say how they run. The prefix is where those install the environment.
+DOCKERFILES = {
+    "posttrain-operator": REPOSITORY / "operator" / "Dockerfile",
+    "posttrain-trainer": REPOSITORY / "trainer_image" / "Dockerfile",
+}
+IMAGE_PREFIX = "/opt/posttrain"
 TOOLS = "devcluster/tools:dev"
-DEFAULT_UID = 65532
+DEFAULT_UID = 1000
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -40,13 +48,13 @@ def parse_option(text: str) -> tuple[str, dict[str, object]]:
     name, equals, rest = text.partition("=")
     folder, colon, uid = rest.rpartition(":")
     if not colon or not uid.isdigit():
-        folder, uid = rest, str(DEFAULT_UID)
+        folder, uid = rest, ""
     if not equals or not name or not folder:
         raise DevclusterError(f"--image {text!r}: expected NAME=ENVDIR or NAME=ENVDIR:UID")
     path = Path(folder).absolute()
     if not (path / "bin" / "python").exists():
         raise DevclusterError(f"--image {name}: {path}/bin/python does not exist; next: make the environment first")
-    return name, {"env": str(path), "uid": int(uid)}
+    return name, {"env": str(path), **({"uid": int(uid)} if uid else {})}
 
 
 def _ask_python(python: Path, code: str) -> str:
@@ -57,7 +65,7 @@ def _ask_python(python: Path, code: str) -> str:
 
 
 def _has_bytecode(site: Path) -> bool:
-    sources = [path for path in site.glob("*/__init__.py")][:40]
+    sources = list(site.glob("*/__init__.py"))[:40]
     compiled = [path for path in sources if any((path.parent / "__pycache__").glob("__init__.*.pyc"))]
     return len(compiled) * 2 >= len(sources)
 
@@ -83,28 +91,46 @@ def _bytecode_prefix(python: Path, site: Path) -> str:
     return str(folder)
 
 
+def _declared(name: str, env: Path) -> dockerfile.Settings:
+    """What the image's Dockerfile says, for the project's own images."""
+    path = DOCKERFILES.get(name.rpartition("/")[2].partition(":")[0])
+    if path is None or not path.exists():
+        return dockerfile.Settings(uid=DEFAULT_UID)
+    return dockerfile.parse(path.read_text(), IMAGE_PREFIX, str(env))
+
+
 def _python_image(name: str, entry: dict[str, Any]) -> Image:
     env = Path(str(entry["env"])).absolute()
     python = env / "bin" / "python"
     lines = "import sys, sysconfig; print(sys.base_prefix); print(sysconfig.get_path('purelib'))"
     base, site = _ask_python(python, lines).splitlines()
-    environment = {"PATH": f"{env}/bin:{SYSTEM_PATH}", "VIRTUAL_ENV": str(env), "PYTHONUNBUFFERED": "1"}
+    declared = _declared(name, env)
+    environment = {"PYTHONUNBUFFERED": "1", **declared.environment, "PATH": f"{env}/bin:{SYSTEM_PATH}"}
     binds = [str(env)] + ([] if base.startswith("/usr") and not base.startswith("/usr/local") else [base])
     prefix = _bytecode_prefix(python, Path(site))
     if prefix:
         environment["PYTHONPYCACHEPREFIX"] = prefix
         binds.append(prefix)
-    settings = env / "image.yaml"
-    own = (yaml.safe_load(settings.read_text()) or {}) if settings.exists() else {}
-    merged = {**own, **entry}
+    uid = entry.get("uid", DEFAULT_UID if declared.uid is None else declared.uid)
     return Image(
         name,
-        int(merged.get("uid", DEFAULT_UID)),
-        tuple(merged.get("entrypoint") or ()),
-        {**environment, **(merged.get("environment") or {})},
+        int(uid),
+        tuple(entry.get("entrypoint") or declared.entrypoint),
+        {**environment, **(entry.get("environment") or {})},
         tuple(binds),
-        str(merged.get("workdir", "/")),
+        str(entry.get("workdir", declared.workdir)),
     )
+
+
+def present() -> dict[str, dict[str, object]]:
+    """Table entries of the project's own environments that exist (`make images-local`): tags `dev` and the version."""
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    found: dict[str, dict[str, object]] = {}
+    for image, path in DOCKERFILES.items():
+        env = REPOSITORY / ".build" / "envs" / image.removeprefix("posttrain-")
+        if path.exists() and (env / "bin" / "python").exists():
+            found |= {f"{image}:{tag}": {"env": str(env)} for tag in ("dev", version)}
+    return found
 
 
 class Images:

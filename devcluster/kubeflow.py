@@ -22,9 +22,9 @@ from devcluster.state import BRIDGE_IP
 log = logging.getLogger(__name__)
 NAMESPACE = "kubeflow"
 SERVICE = "training-operator"
-SECRET = "training-operator-webhook-cert"  # noqa: S105 - the name of a Secret
+SECRET = "training-operator-webhook-cert"
 WEBHOOK_PORT, METRICS_PORT, PROBE_PORT = 9443, 8080, 8081
-SERVING = "/tmp/k8s-webhook-server/serving-certs"  # noqa: S108 - compiled into training-operator
+SERVING = "/tmp/k8s-webhook-server/serving-certs"
 CRD = "pytorchjobs.kubeflow.org"
 
 # The stock template waits with nslookup, which ignores hosts files. It also asks for no security context, which a
@@ -124,7 +124,7 @@ def _command(plane: ControlPlane, serving: Path, template: Path) -> list[str]:
     binary = str(binaries.binary("training-operator"))
     # A /tmp of its own, so that two clusters' fixed certificate folders do not meet; what lies under /tmp on this
     # machine and is needed is bound back.
-    jail = [containers.bwrap_path(), "--die-with-parent", "--dev-bind", "/", "/", "--tmpfs", "/tmp"]  # noqa: S108
+    jail = [containers.bwrap_path(), "--die-with-parent", "--dev-bind", "/", "/", "--tmpfs", "/tmp"]
     jail += ["--bind", root, root, "--ro-bind", binary, binary, "--bind", str(serving), SERVING, "--"]
     return [
         *jail,

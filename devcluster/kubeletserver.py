@@ -104,7 +104,7 @@ class KubeletServer:
 async def _copy(path: Path, response: web.StreamResponse, query: Any, more: Any) -> None:
     """Send the file (or its tail), then what is appended for as long as `more()` holds."""
     limit = int(query["limitBytes"]) if query.get("limitBytes") else None
-    with open(path, "rb") as handle:
+    with open(path, "rb") as handle:  # noqa: ASYNC230 - a local log file
         if query.get("tailLines"):
             await response.write(b"".join(deque(handle, maxlen=int(query["tailLines"]))))
         while True:

@@ -5,9 +5,11 @@ property of the thread). Nothing here knows about pods or clusters.
 """
 
 import contextlib
+import ctypes
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pyroute2 import IPRoute
 
@@ -18,8 +20,6 @@ CLONE_NEWNET = 0x40000000
 
 def _check(result: int, what: str) -> None:
     if result != 0:
-        import ctypes
-
         code = ctypes.get_errno()
         raise OSError(code, f"{what}: {os.strerror(code)}")
 
@@ -82,14 +82,25 @@ def del_address(link: str, address: str, prefix: int = 32) -> None:
         ip.addr("del", index=_index(ip, link), address=address, prefixlen=prefix)
 
 
-def attach(namespace: int, veth: str, bridge: str, address: str, prefix: int, gateway: str) -> None:
-    """Give the namespace an `eth0` on the bridge with this address and a default route over the gateway."""
+@dataclass(frozen=True)
+class Wire:
+    """A pod's link: its end on the bridge is `veth`, the other is `eth0` with this address."""
+
+    veth: str
+    bridge: str
+    address: str
+    prefix: int
+    gateway: str
+
+
+def attach(namespace: int, wire: Wire) -> None:
+    """Give the namespace an `eth0` on the bridge with an address and a default route over the gateway."""
     with IPRoute() as ip:
-        ip.link("add", ifname=veth, kind="veth", peer={"ifname": "eth0", "net_ns_fd": namespace})
-        ip.link("set", index=_index(ip, veth), master=_index(ip, bridge), state="up")
+        ip.link("add", ifname=wire.veth, kind="veth", peer={"ifname": "eth0", "net_ns_fd": namespace})
+        ip.link("set", index=_index(ip, wire.veth), master=_index(ip, wire.bridge), state="up")
     with inside(namespace), IPRoute() as ip:
         ip.link("set", index=_index(ip, "lo"), state="up")
         eth0 = _index(ip, "eth0")
-        ip.addr("add", index=eth0, address=address, prefixlen=prefix)
+        ip.addr("add", index=eth0, address=wire.address, prefixlen=wire.prefix)
         ip.link("set", index=eth0, state="up")
-        ip.route("add", dst="default", gateway=gateway)
+        ip.route("add", dst="default", gateway=wire.gateway)

@@ -116,7 +116,7 @@ class Sandboxes:
 
 def _make(veth: str, address: str) -> int:
     namespace = netlink.new_namespace()
-    netlink.attach(namespace, veth, BRIDGE, address, POD_PREFIX, BRIDGE_IP)
+    netlink.attach(namespace, netlink.Wire(veth, BRIDGE, address, POD_PREFIX, BRIDGE_IP))
     return namespace
 
 

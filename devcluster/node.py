@@ -47,18 +47,25 @@ def _capacity(gpus: int) -> Obj:
 
 def node_object(name: str, address: str, gpus: int, when: str) -> Obj:
     """The Node as it registers: capacity, addresses, four conditions. Pure but for the memory size."""
-    quiet = ("MemoryPressure", "KubeletHasSufficientMemory"), ("DiskPressure", "KubeletHasNoDiskPressure")
-    quiet += (("PIDPressure", "KubeletHasSufficientPID"),)
-    conditions = [{"type": kind, "status": "False", "reason": why} for kind, why in quiet]
+    quiet = {
+        "MemoryPressure": "KubeletHasSufficientMemory",
+        "DiskPressure": "KubeletHasNoDiskPressure",
+        "PIDPressure": "KubeletHasSufficientPID",
+    }
+    conditions = [{"type": kind, "status": "False", "reason": why} for kind, why in quiet.items()]
     conditions.append({"type": "Ready", "status": "True", "reason": "KubeletReady"})
     for each in conditions:
         each |= {"lastHeartbeatTime": when, "lastTransitionTime": when, "message": "reported by devcluster"}
     labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}
     machine = os.uname()
     labels["kubernetes.io/arch"] = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine.machine, machine.machine)
-    info = {key: "" for key in ("machineID", "systemUUID", "bootID", "kubeProxyVersion")}
+    info = dict.fromkeys(("machineID", "systemUUID", "bootID", "kubeProxyVersion"), "")
     info |= {"kernelVersion": machine.release, "osImage": "devcluster", "containerRuntimeVersion": "bwrap://0"}
-    info |= {"kubeletVersion": binaries.VERSION, "operatingSystem": "linux", "architecture": labels["kubernetes.io/arch"]}
+    info |= {
+        "kubeletVersion": binaries.VERSION,
+        "operatingSystem": "linux",
+        "architecture": labels["kubernetes.io/arch"],
+    }
     capacity = _capacity(gpus)
     status = {
         "capacity": capacity,
@@ -148,7 +155,9 @@ class Node:
                 worker.removed()
         elif worker:
             worker.update(pod)
-        elif pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") or pod["metadata"].get("deletionTimestamp"):
+        elif pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") or pod["metadata"].get(
+            "deletionTimestamp"
+        ):
             self._begin_pod(pod)
 
     def _begin_pod(self, pod: Obj) -> None:

@@ -78,7 +78,7 @@ class PodFiles:
             raise ConfigError(f'persistentvolumeclaim "{source["claimName"]}" is not bound')
         volume = await self._api.fetch("volume", "", name)
         path = ((volume or {}).get("spec", {}).get("hostPath") or {}).get("path")
-        if not path or not Path(path).is_dir():
+        if not path or not Path(path).is_dir():  # noqa: ASYNC240 - a local folder
             raise ConfigError(f'persistentvolume "{name}" has no folder on this machine ({path or "no hostPath"})')
         return Prepared(path, bool(source.get("readOnly")))
 
@@ -130,7 +130,7 @@ class PodFiles:
     async def environment(self, container: Obj, image: Image, service: dict[str, str]) -> dict[str, str]:
         """The container's variables; raises ConfigError for a missing object or key."""
         objects = await self._api.fetch_all(self._namespace, env.references(container))
-        base = {"HOME": "/root", **image.environment, **service, "HOSTNAME": _hostname(self.pod)}
+        base = {**image.environment, **service, "HOSTNAME": _hostname(self.pod)}
         return env.build(container, Sources(self.pod, self.addresses, objects), base)
 
     def remove(self) -> None:

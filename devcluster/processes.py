@@ -30,7 +30,7 @@ async def start(
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("processes are started from the main thread only, see the module's head")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as out:
+    with open(log, "ab") as out:  # noqa: ASYNC230 - a local file, opened once
         return await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,

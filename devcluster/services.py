@@ -94,7 +94,7 @@ class Services:
             for port in slice_.get("ports") or []:
                 if (port.get("name") or "") == port_name:
                     choices += [(each["addresses"][0], port["port"]) for each in hosts.ready_endpoints([slice_])]
-        return random.choice(choices) if choices else None  # noqa: S311 - load spreading, not a secret
+        return random.choice(choices) if choices else None
 
     def resolve(self, service: str, number: int) -> Port | None:
         """An endpoint behind a service's port number, for a forward from outside."""

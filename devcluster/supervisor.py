@@ -47,7 +47,7 @@ async def _until_asked_to_stop(kept: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    waiting = [asyncio.create_task(stop.wait())]
+    waiting: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]
     if kept:
         waiting.append(asyncio.create_task(_keeper_gone()))
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -43,7 +43,7 @@ def mount_tmpfs(path: Path, size: str | int | None) -> None:
 
 
 def remount_tmpfs(path: Path, read_only: bool) -> None:
-    """Make a mounted tmpfs read-only or writable again, for everybody who sees it. EBUSY while a file is open for writing."""
+    """Make a mounted tmpfs read-only or writable again, for everybody. EBUSY while a file is open for writing."""
     flags = MS_REMOUNT | (MS_RDONLY if read_only else 0)
     if LIBC.mount(b"tmpfs", str(path).encode(), b"tmpfs", flags, None) != 0:
         code = ctypes.get_errno()

@@ -5,8 +5,9 @@ Called by the supervisor. Everything here needs the private network; without it 
 
 import asyncio
 import contextlib
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from devcluster import containers, faults, forward, kubeflow
 from devcluster.api import Client
@@ -27,12 +28,14 @@ def parse_forward(text: str) -> tuple[int, str, int]:
     name, _, port = right.rpartition(":")
     service, _, namespace = name.partition(".")
     if not (left.isdigit() and port.isdigit() and service and namespace):
-        raise DevclusterError(f"--forward {text!r}: expected PORT=service.namespace:port, such as 9090=metrics.default:80")
+        raise DevclusterError(
+            f"--forward {text!r}: expected PORT=service.namespace:port, such as 9090=metrics.default:80"
+        )
     return int(left), f"{namespace.removesuffix('.svc')}/{service}", int(port)
 
 
 def check_containers() -> bool:
-    """Try bwrap once: returns whether /proc must be bound (it is masked); raises DevclusterError where it cannot run."""
+    """Try bwrap: whether /proc must be bound (because it is masked). Raises DevclusterError where it cannot run."""
     base = [containers.bwrap_path(), "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/"]
     first = subprocess.run([*base, "--proc", "/proc", "true"], capture_output=True, text=True, check=False)
     if first.returncode == 0:
@@ -52,8 +55,8 @@ class Workload:
         self._tasks: list[asyncio.Task[None]] = []
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def _spawn(self, name: str, run: Callable[[], object]) -> None:
-        task = asyncio.create_task(run(), name=name)  # type: ignore[arg-type]
+    def _spawn(self, name: str, run: Callable[[], Coroutine[None, None, None]]) -> None:
+        task = asyncio.create_task(run(), name=name)
         task.add_done_callback(self._ended)
         self._tasks.append(task)
 
@@ -107,10 +110,10 @@ class Workload:
             await asyncio.sleep(0.05)
         raise DevclusterError("the nodes did not become schedulable in 30 s; see the controller manager's log")
 
-    async def forward(self, text: str, listener: object) -> None:
+    async def forward(self, text: str, listener: socket.socket) -> None:
         """Serve a --forward: a listening socket from outside to a service's endpoint."""
         _, service, port = parse_forward(text)
-        await forward.serve(listener, lambda: self.services.resolve(service, port))  # type: ignore[arg-type]
+        await forward.serve(listener, lambda: self.services.resolve(service, port))
 
     async def stop(self) -> None:
         """Stop nodes and helpers, the last started first."""
@@ -118,5 +121,3 @@ class Workload:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stack.aclose()
-
-
