@@ -1,9 +1,8 @@
-"""Bad input ends in its reason, with a message that names the field or the row, the value and the next step; nothing hangs."""
+"""Bad input ends in its reason, with a message that names field or row, value and next step; nothing hangs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,8 @@ from e2e_kit import PAIRS, TEXTS, TINY_SFT, Bench, Manifest, job, merged
 pytestmark = pytest.mark.e2e
 
 LONG = {"prompt": "What is 1+1?", "completion": " " + "2" * 400}
-CHAT = [
-    {"messages": [{"role": "user", "content": f"{a}?"}, {"role": "assistant", "content": f"{a}!"}]} for a in range(20)
-]
+TURNS = (("user", "1+1?"), ("assistant", "2"))
+CHAT = [{"messages": [{"role": role, "content": text} for role, text in TURNS]}] * 20
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,7 @@ def model(name: str, folder: str) -> Manifest:
 CASES = {
     "file missing": Case(pairs("file-missing", "data/none.jsonl"), "DatasetNotFound", ("data/none.jsonl",)),
     "broken json": Case(pairs("broken-json", "data/broken.jsonl"), "DataRowsRejected", ("broken.jsonl", "17")),
-    "no completion": Case(
-        pairs("no-completion", "data/half.jsonl"), "DataRowsRejected", ("half.jsonl", "completion", "3")
-    ),
+    "no completion": Case(pairs("no-completion", "data/half.jsonl"), "DataRowsRejected", ("half.jsonl", "completion")),
     "other columns": Case(pairs("other-columns", "data/other.jsonl"), "DatasetSchemaInvalid", ("question", "prompt")),
     "too long": Case(pairs("too-long", "data/long.jsonl"), "DataRowsRejected", ("maxLength", "64")),
     "nothing to learn": Case(
@@ -64,7 +60,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def submitted(bench: Bench) -> Iterator[Bench]:
+def submitted(bench: Bench) -> Bench:
     """All data, all models, all jobs: applied at once."""
     bench.rows("data/broken.jsonl", [*map(json.dumps, PAIRS[:16]), '{"prompt": "What is', *map(json.dumps, PAIRS[16:])])
     bench.rows("data/half.jsonl", [*PAIRS[:2], {"prompt": "What is 3+3?"}, *PAIRS[2:]])
@@ -79,7 +75,7 @@ def submitted(bench: Bench) -> Iterator[Bench]:
     e2e_models.without_eos(folder / "no-eos", words)
     e2e_models.pad_is_eos(folder / "pad-is-eos", words)
     bench.apply(*(case.manifest for case in CASES.values()), model("pad-is-eos", "pad-is-eos"))
-    yield bench
+    return bench
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

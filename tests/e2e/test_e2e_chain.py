@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 from e2e_kit import TINY, TINY_SFT, Bench, job, waiting
@@ -15,7 +14,7 @@ STEPS, TUNING_STEPS = 6, 4
 
 
 @pytest.fixture(scope="module")
-def chain(bench: Bench) -> Iterator[Bench]:
+def chain(bench: Bench) -> Bench:
     """The second job first: it waits for the one it names."""
     second = job(
         "tuned",
@@ -31,7 +30,7 @@ def chain(bench: Bench) -> Iterator[Bench]:
     bench.apply(second)
     bench.until("tuned", waiting, 30)
     bench.apply(job("base", TINY, training={"maxSteps": STEPS}, checkpoint={"everySteps": 3}))
-    yield bench
+    return bench
 
 
 def test_both_succeed_and_the_second_waited_for_the_first(chain: Bench) -> None:
@@ -119,9 +118,8 @@ def test_prometheus_sees_the_loss_of_metrics_jsonl(bench: Bench) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and bench.status("scraped").get("state") == "Running":
         text = bench.cluster.kubectl("get", "--raw", path, check=False)
-        values = dict(
-            line.split()[:2] for line in text.splitlines() if line.startswith("posttrain_") and "{" not in line
-        )
+        plain = [line.split() for line in text.splitlines() if line.startswith("posttrain_") and "{" not in line]
+        values = {name: value for name, value, *_ in plain}
         if "posttrain_loss" in values:
             seen[int(float(values["posttrain_step"]))] = float(values["posttrain_loss"])
         time.sleep(0.3)

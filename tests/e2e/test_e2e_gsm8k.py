@@ -19,9 +19,7 @@ ROWS, STEPS = 256, 6
 
 def test_two_nodes_learn_from_gsm8k(bench: Bench) -> None:
     if not (DATA / "train.jsonl").exists():
-        pytest.skip(
-            f"{DATA}/train.jsonl is not there: set POSTTRAIN_TEST_DATA to a folder that holds gsm8k/train.jsonl"
-        )
+        pytest.skip(f"{DATA}/train.jsonl is not there: set POSTTRAIN_TEST_DATA to the folder of gsm8k/")
     target = bench.volume() / "gsm8k" / "train.jsonl"
     target.parent.mkdir()
     shutil.copy(DATA / "train.jsonl", target)

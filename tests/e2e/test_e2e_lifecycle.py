@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from e2e_kit import TINY_SFT, Bench, condition, job, stalled, step, waiting
@@ -14,7 +13,7 @@ LONG = {"maxSteps": 100000, "batchSize": 32}
 
 
 @pytest.fixture(scope="module")
-def submitted(bench: Bench) -> Iterator[Bench]:
+def submitted(bench: Bench) -> Bench:
     """Everything that waits for something, and everything that ends by the clock."""
     bench.claim("small", size_limit="3Mi")
     bench.apply(
@@ -31,7 +30,7 @@ def submitted(bench: Bench) -> Iterator[Bench]:
         after("right", "left"),
         after("child", "full"),
     )
-    yield bench
+    return bench
 
 
 def after(name: str, parent: str) -> dict[str, object]:

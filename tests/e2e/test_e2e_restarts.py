@@ -1,10 +1,9 @@
-"""What happens to a running job when something dies: nothing that was saved is lost, no step is done twice or left out."""
+"""What happens to a running job when something dies: nothing saved is lost, no step is done twice or left out."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,10 @@ def long_job(name: str, **resources: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def running(bench: Bench) -> Iterator[Bench]:
+def running(bench: Bench) -> Bench:
     """Three jobs of which each suffers another fate."""
     bench.apply(long_job("killed", gpusPerNode=2), long_job("restarted"), long_job("paused"))
-    yield bench
+    return bench
 
 
 def rank_process(pod: str, rank: int) -> int:
