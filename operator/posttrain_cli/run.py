@@ -24,6 +24,7 @@ from posttrain_cli.local.documents import Documents, sort_documents
 from posttrain_cli.local.outcome import may_go_on
 from posttrain_cli.local.runner import run_plan
 from posttrain_cli.local.workspace import Workspace
+from posttrain_cli.manifests import ManifestError, load_documents, read_text
 from posttrain_operator.plan.build import build_plan, dependencies
 from posttrain_operator.plan.errors import PlanError
 from posttrain_operator.plan.types import Plan
@@ -65,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         return run_file(read_file(args.file), workspace, cpu=args.cpu)
     except InvalidJob as error:
         print(f"posttrain run: {args.file} is not valid:\n{error}", file=sys.stderr)
-    except (RunError, PlanError, OSError, yaml.YAMLError) as error:
+    except (RunError, PlanError, OSError, ManifestError) as error:
         print(f"posttrain run: {error}", file=sys.stderr)
     return FAILED
 
@@ -91,8 +92,8 @@ def make_workspace(args: argparse.Namespace) -> Workspace:
 
 def read_file(name: str) -> Documents:
     """The file's documents. RunError where no job is among them."""
-    text = sys.stdin.read() if name == "-" else Path(name).read_text()
-    documents = sort_documents(document for document in yaml.safe_load_all(text) if document)
+    values = (document.value for document in load_documents(read_text(name)))
+    documents = sort_documents(value for value in values if isinstance(value, dict))
     if not documents.jobs:
         raise RunError(f"{name} holds no {names.KIND}; next: write one, examples/quickstart shows how")
     for other in documents.others:
