@@ -1,6 +1,7 @@
 """A PostTrainingJob as it is read: identity, parsed spec, raw status, or every reason why it cannot be read.
 
-Called by the operator for each object it sees and by the command line for each file. An object from the API server may be older than
+Called by the operator for each object it sees and by the command line for each file. An object from the API server
+may be older than
 today's rules, so nothing is taken for granted; all problems are reported at once. Pure: no files, no cluster.
 """
 
@@ -24,7 +25,8 @@ __all__ = ["InvalidJob", "Job", "Problem", "check", "parse_job"]
 
 @dataclass(frozen=True)
 class Job:
-    """One PostTrainingJob. `uid`, `resource_version` and the times are empty or None for a job that no API server has seen."""
+    """One PostTrainingJob. `uid`, `resource_version` and the times are empty or None for a job that no API server has
+    seen."""
 
     namespace: str
     name: str

@@ -1,6 +1,7 @@
 """Problems: what is wrong with a job, each with its path, the rule, the value found and the next step.
 
-Turns pydantic's errors into the API's own words. Used by `job` and by the plan; printed by `posttrain validate` and shown in the
+Turns pydantic's errors into the API's own words. Used by `job` and by the plan; printed by `posttrain validate` and
+shown in the
 Validated condition.
 """
 
@@ -48,17 +49,27 @@ class InvalidJob(ValueError):
 def _found(value: Any) -> str:
     if value is None:
         return "found nothing"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return "found " + (text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")
 
 
 def schema_problems(model: type[Model], root: str, error: ValidationError) -> list[Problem]:
-    """Every error of the schema, at most one for each path (a union reports each of its members)."""
+    """Every error of the schema, at most one for each path (a union reports each of its members).
+
+    A list that is said to be too short only because its items are wrong is not reported.
+    """
     problems: dict[str, Problem] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details:
+        if detail["type"] == "too_short" and any(_inside(other["loc"], detail["loc"]) for other in details):
+            continue
         problem = _translate(model, root, detail)
         problems.setdefault(problem.path, problem)
     return list(problems.values())
+
+
+def _inside(loc: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
 
 
 def _translate(model: type[Model], root: str, detail: ErrorDetails) -> Problem:
@@ -74,7 +85,8 @@ def _translate(model: type[Model], root: str, detail: ErrorDetails) -> Problem:
 def _walk(
     model: type[Model], loc: tuple[int | str, ...]
 ) -> tuple[list[int | str], type[Model] | None, FieldInfo | None]:
-    """Follows an error's location: the path without pydantic's own marks, the model that owns the last field, the field."""
+    """Follows an error's location: the path without pydantic's own marks, the model that owns the last field, the
+    field."""
     steps: list[int | str] = []
     owner: type[Model] | None = model
     inner: type[Model] | None = model

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import yaml
+
 from posttrain_api.crd.document import crd
 
 TARGETS = (Path("crds/posttrainingjobs.yaml"), Path("helm/posttrain-operator/files/posttrainingjobs.yaml"))

@@ -69,7 +69,8 @@ def schema() -> dict[str, Any]:
     """The root schema with every rule at its node."""
     root = {
         "type": "object",
-        "description": "PostTrainingJob trains one stage of a language model: it names model, data and storage, and the operator does the rest.",
+        "description": "PostTrainingJob trains one stage of a language model: it names model, data and storage, and "
+        "the operator does the rest.",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string", "description": f"{names.API_VERSION}."},

@@ -1,6 +1,7 @@
 """From a pydantic model to a structural schema, as a CRD needs it.
 
-JSON Schema as pydantic writes it is not allowed in a CRD: references are inlined, nullable unions collapse to "may be left out", and
+JSON Schema as pydantic writes it is not allowed in a CRD: references are inlined, nullable unions collapse to "may be
+left out", and
 what Kubernetes does not know is dropped. A construct that cannot be said is an error here, never a weaker schema. Pure.
 """
 
@@ -11,9 +12,23 @@ from typing import Any
 from posttrain_api.base import Model
 
 _KEPT = (
-    "description", "type", "format", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems",
-    "maxProperties", "required", "x-kubernetes-int-or-string", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
-)  # fmt: skip
+    "description",
+    "type",
+    "format",
+    "enum",
+    "pattern",
+    "minimum",
+    "maximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "maxProperties",
+    "required",
+    "x-kubernetes-int-or-string",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+)
 
 
 class SchemaError(ValueError):

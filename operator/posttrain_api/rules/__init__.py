@@ -1,6 +1,8 @@
-"""The cross-field rules of the API, each once: CEL for the API server, Python for operator and command line, one message.
+"""The cross-field rules of the API, each once: CEL for the API server, Python for operator and command line, one
+message.
 
-`posttrain_api.crd` writes them into the CRD, `posttrain_api.job` checks them when a job is read. A rule that both cannot express
+`posttrain_api.crd` writes them into the CRD, `posttrain_api.job` checks them when a job is read. A rule that both
+cannot express
 does not belong here.
 """
 

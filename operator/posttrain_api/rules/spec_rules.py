@@ -1,6 +1,7 @@
 """What one field of the spec says about another.
 
-Each rule stands at the smallest node that sees all it needs, so that the message is near the fault and the API server's cost is
+Each rule stands at the smallest node that sees all it needs, so that the message is near the fault and the API
+server's cost is
 small. Nothing here repeats a bound of a single field: those are the schema's.
 """
 
@@ -170,7 +171,21 @@ def _head_width_fits(scratch: Any) -> bool:
     return not heads or not hidden or heads < 1 or hidden % (2 * heads) == 0
 
 
+def _lengths_fit(spec: Any) -> bool:
+    longest, made_for = whole(spec, "data.maxLength", 0), whole(spec, "model.scratch.maxLength", 0)
+    return not longest or not made_for or longest <= made_for
+
+
 MODEL_RULES: tuple[Rule, ...] = (
+    Rule(
+        at=("spec",),
+        cel="!has(self.model.scratch) || !has(self.model.scratch.maxLength) || !has(self.data.maxLength) || "
+        "self.data.maxLength <= self.model.scratch.maxLength",
+        must="must not be more than model.scratch.maxLength",
+        instead="choose less, or make the model for longer sequences",
+        field=".data.maxLength",
+        holds=_lengths_fit,
+    ),
     _one_of("spec.model", ("uri", "fromJob", "scratch"), "keep the one that training starts from"),
     Rule(
         at=("spec.model",),
@@ -205,6 +220,11 @@ def _processes_said(resources: Any) -> bool:
     return gpus is None or (gpus == 0) == has(resources, "processesPerNode")
 
 
+def _warms_up_in_time(training: Any) -> bool:
+    warmup, steps = whole(training, "warmupSteps", 0), whole(training, "maxSteps", 0)
+    return not warmup or not steps or warmup <= steps
+
+
 def _name_fits(root: Any) -> bool:
     name = get(root, "metadata.name")
     return name is None or matches(name, NAME_PATTERN)
@@ -230,12 +250,22 @@ OTHER_RULES: tuple[Rule, ...] = (
         forbidden=True,
         holds=lambda training: count(training, "epochs", "maxSteps") < 2,
     ),
+    Rule(
+        at=("spec.training",),
+        cel="!has(self.warmupSteps) || !has(self.maxSteps) || self.warmupSteps <= self.maxSteps",
+        must="must not be more than maxSteps",
+        instead="choose less: the learning rate would never be reached",
+        field=".warmupSteps",
+        holds=_warms_up_in_time,
+    ),
     _one_of("spec.checkpoint.from", ("fromJob", "uri"), "keep the one that names the checkpoint"),
     Rule(
         at=("spec.resources",),
         cel="(has(self.gpusPerNode) && self.gpusPerNode == 0) == has(self.processesPerNode)",
         must="goes with gpusPerNode: 0 and only with it",
-        instead="for a run on the CPU write gpusPerNode: 0 and processesPerNode; with GPUs there is one process for each",
+        instead=(
+            "for a run on the CPU write gpusPerNode: 0 and processesPerNode; with GPUs there is one process for each"
+        ),
         field=".processesPerNode",
         holds=_processes_said,
     ),

@@ -20,7 +20,8 @@ def _frozen_fields() -> tuple[str, ...]:
 
 
 def _same(path: str) -> str:
-    """CEL: the field at the path is what it was, its absence too. Not with optional types: they lose the bounds, and the cost."""
+    """CEL: the field at the path is what it was, its absence too. Not with optional types: they lose the bounds, and
+    the cost."""
     *parents, _ = path.split(".")
     steps = [".".join([*parents, path.rsplit(".", 1)[1]][: index + 1]) for index in range(len(parents) + 1)]
     there, was = (" && ".join(f"has({side}.{step})" for step in steps[1:]) for side in ("self", "oldSelf"))
@@ -36,7 +37,10 @@ def _changed_names() -> str:
     return " + ".join(f"({_same(path)} ? '' : ' {path}')" for path in paths)
 
 
-_ADVICE = "only suspend and runPolicy can be edited now (without terminationGracePeriodSeconds); make a job of another name for another run"
+_ADVICE = (
+    "only suspend and runPolicy can be edited now (without terminationGracePeriodSeconds); "
+    "make a job of another name for another run"
+)
 
 TRANSITION_RULES: tuple[Rule, ...] = (
     Rule(
@@ -64,9 +68,10 @@ _TERMINAL = "['Complete', 'Failed', 'Finished']"
 STATUS_RULES: tuple[Rule, ...] = (
     Rule(
         at=("status",),
-        cel=f"!has(oldSelf.conditions) || oldSelf.conditions.filter(old, old.type in {_TERMINAL} && old.status == 'True')"
-        ".all(old, has(self.conditions) && self.conditions.exists(new, new.type == old.type && new.status == 'True' "
-        "&& new.reason == old.reason))",
+        cel="!has(oldSelf.conditions) || oldSelf.conditions"
+        f".filter(old, old.type in {_TERMINAL} && old.status == 'True')"
+        ".all(old, has(self.conditions) && self.conditions.exists(new, new.type == old.type && "
+        "new.status == 'True' && new.reason == old.reason))",
         must="a terminal condition never goes back",
         instead="make a new job for another run",
         field=".conditions",

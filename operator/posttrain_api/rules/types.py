@@ -1,7 +1,9 @@
 """What a rule is, and the small questions its Python half asks of raw data.
 
-A rule is said twice, in CEL for the API server and in Python for everyone else, and once in words. Both halves see the object as the
-user wrote it (plain maps and lists). Python predicates are total: data of a wrong type is the schema's business, so a question
+A rule is said twice, in CEL for the API server and in Python for everyone else, and once in words. Both halves see
+the object as the
+user wrote it (plain maps and lists). Python predicates are total: data of a wrong type is the schema's business, so a
+question
 about it answers None and the rule holds.
 """
 
@@ -17,8 +19,10 @@ from typing import Any
 class Rule:
     """One cross-field rule.
 
-    `at`: nodes that carry it, as paths from the object's root ("" is the root, `spec.data.train[]` each item); `field`: the field
-    blamed, relative to the node; `must` and `instead`: the message's two halves; `holds`: the Python twin, None for transition
+    `at`: nodes that carry it, as paths from the object's root ("" is the root, `spec.data.train[]` each item);
+    `field`: the field
+    blamed, relative to the node; `must` and `instead`: the message's two halves; `holds`: the Python twin, None for
+    transition
     rules, which only the API server can check because only it knows the old object.
     """
 

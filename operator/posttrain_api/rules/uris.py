@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from posttrain_api.rules.types import Rule, cel_matches, matches
+from posttrain_api.rules.types import Rule, cel_matches, get, has, matches
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?"
 _SEGMENT = r"[^/\x00-\x1f\x7f]+"
@@ -32,6 +32,19 @@ def _form(at: tuple[str, ...], pattern: str, instead: str) -> Rule:
     )
 
 
+def _for_the_hub(at: tuple[str, ...], name: str) -> Rule:
+    """A field that says something about hf:// and nothing about a folder or a job."""
+    return Rule(
+        at=at,
+        cel=f"!has(self.{name}) || (has(self.uri) && self.uri.startsWith('hf://'))",
+        must="is for an hf:// uri only",
+        instead="remove it",
+        field=f".{name}",
+        forbidden=True,
+        holds=lambda node: not has(node, name) or matches(get(node, "uri") or "", r"hf://.*"),
+    )
+
+
 def _no_escape(uri: object) -> bool:
     return not isinstance(uri, str) or re.fullmatch(PARENT_STEP, uri) is None
 
@@ -39,17 +52,20 @@ def _no_escape(uri: object) -> bool:
 _MODEL_NODES = ("spec.model.uri", "spec.model.scratch.tokenizer.uri")
 _DATA_NODES = ("spec.data.train[].uri", "spec.data.eval[].uri")
 _CHECKPOINT_NODE = ("spec.checkpoint.from.uri",)
+_SETS = ("spec.data.train[]", "spec.data.eval[]")
 
 URI_RULES: tuple[Rule, ...] = (
     _form(
         _MODEL_NODES,
         _MODEL,
-        "write hf://org/name[@revision], pvc://claim/path or image:///absolute/path (s3:// and gs:// are not supported yet)",
+        "write hf://org/name[@revision], pvc://claim/path or image:///absolute/path (s3:// and gs:// "
+        "are not supported yet)",
     ),
     _form(
         _DATA_NODES,
         _DATA,
-        "write pvc://claim/path, hf://org/name[@revision] or configmap://name/key (s3:// and gs:// are not supported yet)",
+        "write pvc://claim/path, hf://org/name[@revision] or configmap://name/key (s3:// and gs:// "
+        "are not supported yet)",
     ),
     _form(_CHECKPOINT_NODE, PVC, "write pvc://claim/path/of/a/checkpoint"),
     Rule(
@@ -59,4 +75,7 @@ URI_RULES: tuple[Rule, ...] = (
         instead="write the path without it: nothing outside the claim can be read",
         holds=_no_escape,
     ),
+    _for_the_hub(("spec.model", "spec.model.scratch.tokenizer", *_SETS), "secretRef"),
+    _for_the_hub(_SETS, "split"),
+    _for_the_hub(_SETS, "subset"),
 )

@@ -1,6 +1,7 @@
 """The spec of a PostTrainingJob: exactly the fields that work, each with its words, bounds and an example.
 
-The CRD is generated from these models and every reader of a job parses with them, so that the API server, the operator and
+The CRD is generated from these models and every reader of a job parses with them, so that the API server, the
+operator and
 `posttrain validate` refuse the same things. What one field says about another is in `posttrain_api.rules`.
 """
 
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from posttrain_api.spec.data import Data
-from posttrain_api.spec.fields import ObjectName, SpecModel, optional, required
+from posttrain_api.spec.fields import NAMED, ObjectName, SpecModel, optional, required
 from posttrain_api.spec.references import ModelRef
 from posttrain_api.spec.run import EnvVar, PullSecret, Resources, RunPolicy, Storage
 from posttrain_api.spec.training import CheckpointPolicy, DeepSpeed, Evaluation, Lora, OutputPolicy, Training
@@ -26,9 +27,12 @@ class JobSpec(SpecModel):
         "What is trained: Pretrain learns every token of plain text, SFT the answers to prompts", example="SFT"
     )
     tuning: Literal["Full", "LoRA"] | None = optional(
-        "Full changes every weight, LoRA trains small adapters. Outside Pretrain this or a lora block must be given: full fine-tuning is never "
-        "an accident", default="Pretrain: Full; with a lora block: LoRA", example="LoRA",
-    )  # fmt: skip
+        "Full changes every weight, LoRA trains small adapters. Outside Pretrain this or a lora "
+        "block must be given: full fine-tuning is never "
+        "an accident",
+        default="Pretrain: Full; with a lora block: LoRA",
+        example="LoRA",
+    )
     lora: Lora | None = optional("Low-rank adapters; the block alone means tuning LoRA", example={"rank": 16})
     model: ModelRef = required(
         "The model that training starts from", example={"uri": "hf://Qwen/Qwen2.5-1.5B-Instruct"}
@@ -46,16 +50,20 @@ class JobSpec(SpecModel):
     storage: Storage = required("Where checkpoints and the model are kept", example={"claimName": "runs"})
     resources: Resources | None = optional("Pods, GPUs, memory and placement", example={"nodes": 2, "gpusPerNode": 8})
     image: str | None = optional(
-        "Trainer image", default="the platform's", example="registry.example.com/posttrain-trainer:0.1.0",
-        min_length=1, max_length=512, pattern=r"^[^\s]+$",
-    )  # fmt: skip
-    image_pull_secrets: Annotated[tuple[PullSecret, ...], Field(max_length=8)] | None = optional(
+        "Trainer image",
+        default="the platform's",
+        example="registry.example.com/posttrain-trainer:0.1.0",
+        min_length=1,
+        max_length=512,
+        pattern=r"^[^\s]+$",
+    )
+    image_pull_secrets: Annotated[tuple[PullSecret, ...], Field(max_length=8), NAMED] | None = optional(
         "Secrets that pull the image", default="none", example=[{"name": "registry"}]
     )
     service_account_name: ObjectName | None = optional(
         "ServiceAccount of the pods; its token is not mounted", default="default", example="trainer"
     )
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] | None = optional(
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=64), NAMED] | None = optional(
         "Literal environment variables of the trainer",
         default="none",
         example=[{"name": "NCCL_DEBUG", "value": "WARN"}],
@@ -63,7 +71,7 @@ class JobSpec(SpecModel):
     run_policy: RunPolicy | None = optional("Deadlines and cleaning up", example={"activeDeadlineSeconds": 86400})
     suspend: bool = Field(
         False,
-        description="true at creation: validate and publish the plan, start nothing; later: save, stop, and go on where it was when "
-        "false again. Default: false. Example: true.",
+        description="true at creation: validate and publish the plan, start nothing; later: save, stop, and go on "
+        "where it was when false again. Default: false. Example: true.",
         json_schema_extra={"x-example": True},
     )

@@ -30,8 +30,10 @@ class DataSource(SpecModel):
     uri: str = required(
         "Where the rows are: pvc://claim/path (a file or a folder of files), hf://org/name[@revision], or "
         "configmap://name/key for small sets",
-        example="pvc://datasets/gsm8k/train.jsonl", min_length=1, max_length=MAX_URI,
-    )  # fmt: skip
+        example="pvc://datasets/gsm8k/train.jsonl",
+        min_length=1,
+        max_length=MAX_URI,
+    )
     secret_ref: ObjectRef | None = optional(
         "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)",
         example={"name": "hf-token"},
@@ -51,8 +53,9 @@ class DataSource(SpecModel):
     )
     columns: Columns | None = optional(
         "Which of the data's columns are meant: our name on the left, the data's on the right",
-        default="our own names", example={"prompt": "question", "completion": "answer"},
-    )  # fmt: skip
+        default="our own names",
+        example={"prompt": "question", "completion": "answer"},
+    )
     max_rows: int | None = optional(
         "Read at most so many rows, from the start", unit="rows", default="all", example=1000, ge=1, le=10**12
     )
@@ -95,9 +98,11 @@ class Data(SpecModel):
         example="Completion",
     )
     too_long: Literal["Skip", "Split", "Truncate", "Fail"] | None = optional(
-        "What happens to sequences above maxLength; Split (Pretrain only) cuts them into pieces. They are counted apart from bad rows",
-        default="Skip; Pretrain: Split", example="Truncate",
-    )  # fmt: skip
+        "What happens to sequences above maxLength; Split (Pretrain only) cuts them into pieces. "
+        "They are counted apart from bad rows",
+        default="Skip; Pretrain: Split",
+        example="Truncate",
+    )
     too_long_max_fraction: float | None = optional(
         "The job fails where a larger share of the rows is too long",
         unit="share of all rows",

@@ -1,9 +1,11 @@
 """How a field of the API is declared: its words, unit, default, range and an example, said once.
 
-`kubectl explain` shows the description built here, the CRD takes the bounds, and error messages take the example as the next
+`kubectl explain` shows the description built here, the CRD takes the bounds, and error messages take the example as
+the next
 step. Called by the spec models only; it knows no field of its own.
 
-A field left out stays out of the stored object (None here): the effective value is the plan's business, so the default is a text
+A field left out stays out of the stored object (None here): the effective value is the plan's business, so the
+default is a text
 for the reader and never a schema default.
 """
 
@@ -12,7 +14,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from posttrain_api.base import Model
 
@@ -26,7 +30,8 @@ class SpecModel(Model):
 
 
 def optional(text: str, *, example: Any, default: str | None = None, unit: str | None = None, **bounds: Any) -> Any:
-    """A field that may be left out. `bounds` are pydantic's (ge, gt, le, lt, min_length, max_length, pattern, alias)."""
+    """A field that may be left out. `bounds` are pydantic's (ge, gt, le, lt, min_length, max_length, pattern,
+    alias)."""
     return Field(None, **_arguments(text, example, default, unit, bounds))
 
 
@@ -100,6 +105,27 @@ Quantity = Annotated[
     ),
 ]
 """A Kubernetes quantity as YAML gives it: 8, "500m", "64Gi"."""
+
+
+class _NamedItems:
+    """Marks a list whose items are told apart by their name: no two alike, and server-side apply merges them."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(_check_names, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "x-kubernetes-list-map-keys": ["name"]}
+
+
+NAMED = _NamedItems()
+
+
+def _check_names(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = [item.name for item in items]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"must not name {double} twice")
+    return items
+
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"

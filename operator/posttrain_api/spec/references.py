@@ -1,7 +1,9 @@
 """References: where a model, a tokenizer, a data set's secret or an earlier job is.
 
-A reference says where something is, never how it gets there: the plan turns `pvc://` into a mount and leaves `hf://` to the
-trainer's `prepare`. The forms a URI may have are rules (rules/), because a rule can say what to write instead and a pattern cannot.
+A reference says where something is, never how it gets there: the plan turns `pvc://` into a mount and leaves `hf://`
+to the
+trainer's `prepare`. The forms a URI may have are rules (rules/), because a rule can say what to write instead and a
+pattern cannot.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class JobRef(SpecModel):
     """Another PostTrainingJob of the same namespace, by name."""
 
     name: str = required(
-        "Name of a PostTrainingJob in the same namespace; this job waits (Suspended, WaitingForDependency) until it has succeeded",
+        "Name of a PostTrainingJob in the same namespace; this job waits (Suspended, "
+        "WaitingForDependency) until it has succeeded",
         example="base-pretrain",
         min_length=1,
         max_length=MAX_JOB_NAME,
@@ -35,7 +38,8 @@ class TokenizerRef(SpecModel):
     """A ready tokenizer for a model made from scratch."""
 
     uri: str = required(
-        "Where the tokenizer is: hf://org/name[@revision], pvc://claim/path or image:///absolute/path (baked into the image)",
+        "Where the tokenizer is: hf://org/name[@revision], pvc://claim/path or "
+        "image:///absolute/path (baked into the image)",
         example="hf://Qwen/Qwen3-0.6B",
         min_length=1,
         max_length=MAX_URI,
@@ -51,9 +55,13 @@ class Scratch(SpecModel):
 
     family: Literal["Llama", "Qwen3"] = required("Architecture of the new model", example="Llama")
     vocab_size: int = required(
-        "Size of the vocabulary; without `tokenizer` a byte-level BPE tokenizer of this size is trained from the training data",
-        unit="tokens", example=4096, ge=260, le=1048576,
-    )  # fmt: skip
+        "Size of the vocabulary; without `tokenizer` a byte-level BPE tokenizer of this size is "
+        "trained from the training data",
+        unit="tokens",
+        example=4096,
+        ge=260,
+        le=1048576,
+    )
     hidden_size: int = required("Width of the residual stream", example=256, ge=8, le=65536)
     intermediate_size: int | None = optional(
         "Width of the feed-forward layers", default="4 x hiddenSize", example=1024, ge=8, le=262144
@@ -87,10 +95,13 @@ class ModelRef(SpecModel):
     """The model that training starts from: exactly one of uri, fromJob and scratch."""
 
     uri: str | None = optional(
-        "Where the model is: hf://org/name[@revision], pvc://claim/path or image:///absolute/path (baked into the image). "
+        "Where the model is: hf://org/name[@revision], pvc://claim/path or image:///absolute/path "
+        "(baked into the image). "
         "An hf revision is pinned for all attempts and shown in status.model.resolvedRevision",
-        example="hf://Qwen/Qwen2.5-1.5B-Instruct", min_length=1, max_length=MAX_URI,
-    )  # fmt: skip
+        example="hf://Qwen/Qwen2.5-1.5B-Instruct",
+        min_length=1,
+        max_length=MAX_URI,
+    )
     from_job: JobRef | None = optional(
         "Start from the output of another job of this namespace; its claim is mounted read-only",
         example={"name": "base-pretrain"},
@@ -116,6 +127,8 @@ class ModelRef(SpecModel):
     )
     chat_template: str | None = optional(
         "Jinja chat template instead of the tokenizer's own (stage SFT, rows with messages)",
-        default="the tokenizer's", example="{% for m in messages %}{{ m.content }}{% endfor %}",
-        min_length=1, max_length=16384,
-    )  # fmt: skip
+        default="the tokenizer's",
+        example="{% for m in messages %}{{ m.content }}{% endfor %}",
+        min_length=1,
+        max_length=16384,
+    )

@@ -17,7 +17,8 @@ class Storage(SpecModel):
     """The volume for checkpoints and output; without it a restart would lose the model."""
 
     claim_name: ObjectName = required(
-        "PersistentVolumeClaim of the job's namespace, ReadWriteMany where the job has several nodes. The job writes to <job name>/<uid>/ on it",
+        "PersistentVolumeClaim of the job's namespace, ReadWriteMany where the job has several "
+        "nodes. The job writes to <job name>/<uid>/ on it",
         example="runs",
     )
 
@@ -57,9 +58,13 @@ class Resources(SpecModel):
         "Processes of each pod of a CPU run (gpusPerNode 0 only)", default="one per GPU", example=2, ge=1, le=64
     )
     gpu_resource_name: str | None = optional(
-        "Name of the extended resource that a GPU is", default="nvidia.com/gpu", example="nvidia.com/gpu",
-        min_length=3, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
-    )  # fmt: skip
+        "Name of the extended resource that a GPU is",
+        default="nvidia.com/gpu",
+        example="nvidia.com/gpu",
+        min_length=3,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+    )
     cpu: Quantity | None = optional("CPU cores of each pod", default="8 per GPU; CPU run: 1 per process", example=16)
     memory: Quantity | None = optional(
         "Memory of each pod, sharedMemory included",
@@ -99,10 +104,14 @@ class EnvVar(SpecModel):
     """A literal environment variable of the trainer. Secrets do not belong here: use secretRef of the source."""
 
     name: str = required(
-        "Name of the variable. Refused: names of secrets (…TOKEN, …SECRET, …PASSWORD, …API_KEY, …ACCESS_KEY) and what the job itself sets "
+        "Name of the variable. Refused: names of secrets (…TOKEN, …SECRET, …PASSWORD, …API_KEY, "
+        "…ACCESS_KEY) and what the job itself sets "
         "(PET_*, MASTER_*, RANK, WORLD_SIZE, LOCAL_RANK, POSTTRAIN_*)",
-        example="NCCL_DEBUG", min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-    )  # fmt: skip
+        example="NCCL_DEBUG",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+    )
     value: str = required("Its value, as it is", example="WARN", max_length=4096)
 
 

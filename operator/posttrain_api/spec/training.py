@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from posttrain_api.spec.fields import SpecModel, optional
 from posttrain_api.spec.references import MAX_URI, JobRef
@@ -12,8 +12,17 @@ from posttrain_api.spec.references import MAX_URI, JobRef
 MAX_STEPS = 1_000_000_000
 Beta = Annotated[float, Field(ge=0, lt=1)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):  # to Python, true is 1
+        raise ValueError("must be one of Auto, 0, 1, 2, 3")
+    return value
+
+
 ZeroStage = Annotated[
     Literal["Auto", 0, 1, 2, 3],
+    BeforeValidator(_no_truth),
     WithJsonSchema({"x-kubernetes-int-or-string": True, "enum": ["Auto", 0, 1, 2, 3]}),
 ]
 
@@ -100,9 +109,12 @@ class DeepSpeed(SpecModel):
     """What is said to DeepSpeed; everything else follows from the job."""
 
     zero_stage: ZeroStage | None = optional(
-        "What ZeRO shards over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights. Auto decides by the model's "
-        "size; the choice stands in status.resolved", default="Auto", example=2,
-    )  # fmt: skip
+        "What ZeRO shards over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also "
+        "weights. Auto decides by the model's "
+        "size; the choice stands in status.resolved",
+        default="Auto",
+        example=2,
+    )
 
 
 class Evaluation(SpecModel):

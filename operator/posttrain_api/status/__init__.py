@@ -1,13 +1,17 @@
 """The status of a PostTrainingJob: what its readers may rely on.
 
-The CRD is generated from these models. Everything but `progress` is written by the operator's reconcile (field manager posttrain-status);
-`progress` by the status server alone (posttrain-progress), and reconcile copies its checkpoint, dataReport and resolved onto the fields
+The CRD is generated from these models. Everything but `progress` is written by the operator's reconcile (field
+manager posttrain-status);
+`progress` by the status server alone (posttrain-progress), and reconcile copies its checkpoint, dataReport and
+resolved onto the fields
 above it. Conditions are the contract, `state` a summary for people.
 """
 
 from __future__ import annotations
 
 from typing import Annotated
+
+from pydantic import Field
 
 from posttrain_api.base import Model
 from posttrain_api.spec.fields import optional
@@ -29,7 +33,6 @@ from posttrain_api.status.parts import (
 from posttrain_api.status.progress import Progress
 from posttrain_api.status.resolved import ResolvedSpec
 from posttrain_api.status.times import RFC3339
-from pydantic import Field
 
 __all__ = ["CONDITIONS", "JobStatus"]
 
@@ -47,9 +50,13 @@ class JobStatus(Model):
         "Summary of the conditions for people; new values may be added, programs read the conditions", example="Running"
     )
     reason: str | None = optional(
-        "Why the job is in this state, one word; docs/reasons has a page for each", example="Unschedulable", max_length=64
+        "Why the job is in this state, one word; docs/reasons has a page for each",
+        example="Unschedulable",
+        max_length=64,
     )
-    message: str | None = optional("The same in a sentence, with the next step", example="waits for base-pretrain", max_length=2048)
+    message: str | None = optional(
+        "The same in a sentence, with the next step", example="waits for base-pretrain", max_length=2048
+    )
     start_time: RFC3339 | None = optional("When the first pod of the job started", example="2026-01-31T12:00:00Z")
     completion_time: RFC3339 | None = optional("When the job ended, either way", example="2026-01-31T14:00:00Z")
     duration: str | None = optional("Time from start to end, or until now", example="2h5m", max_length=32)
@@ -67,12 +74,19 @@ class JobStatus(Model):
     checkpoints: Checkpoints | None = optional("Saved states", example={"count": 2})
     data_report: DataReport | None = optional("What became of the rows", example={"rows": 1000, "used": 998})
     output: OutputStatus | None = optional("The exported model", example={"uri": "pvc://runs/my-job/3f0c/output"})
-    failure: Failure | None = optional("The first failure that ended an attempt or the job", example={"reason": "StorageFull"})
+    failure: Failure | None = optional(
+        "The first failure that ended an attempt or the job", example={"reason": "StorageFull"}
+    )
     usage: Usage | None = optional("What the job has used", example={"gpuSeconds": 7200})
     lineage: Annotated[tuple[LineageEntry, ...], Field(max_length=64)] | None = optional(
         "Jobs that this one's model comes from, oldest first", example=[{"job": "base-pretrain", "stage": "Pretrain"}]
     )
-    conditions: Annotated[
-        tuple[Condition, ...], Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]})
-    ] | None = optional("The contract: " + ", ".join(CONDITIONS), example=[{"type": "Finished", "status": "True"}])
-    progress: Progress | None = optional("Latest report of the trainer", example={"display": "46%", "headline": "loss=0.82"})
+    conditions: (
+        Annotated[
+            tuple[Condition, ...], Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]})
+        ]
+        | None
+    ) = optional("The contract: " + ", ".join(CONDITIONS), example=[{"type": "Finished", "status": "True"}])
+    progress: Progress | None = optional(
+        "Latest report of the trainer", example={"display": "46%", "headline": "loss=0.82"}
+    )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from posttrain_api.base import Model
 from posttrain_api.records import MAX_LOG_TAIL_BYTES
 from posttrain_api.spec.fields import optional, required
 from posttrain_api.status.times import RFC3339
-from pydantic import Field
 
 BIG = 2**62
 URI = 1024
@@ -45,7 +46,9 @@ class ModelStatus(Model):
     """The starting model, for people and for reproducing."""
 
     display_name: str | None = optional("Short name", example="Qwen2.5-1.5B-Instruct", max_length=253)
-    resolved_revision: str | None = optional("Commit that the revision meant when it was fetched", example="3f1c9a", max_length=DIGEST)
+    resolved_revision: str | None = optional(
+        "Commit that the revision meant when it was fetched", example="3f1c9a", max_length=DIGEST
+    )
 
 
 class Backend(Model):
@@ -89,7 +92,9 @@ class OutputStatus(Model):
 
     uri: str | None = optional("Its folder", example="pvc://runs/my-job/3f0c/output", max_length=URI)
     digest: str | None = optional("Digest over its files", example="sha256:9f2c", max_length=DIGEST)
-    format: Literal["safetensors", "peft"] | None = optional("safetensors: a whole model; peft: an adapter", example="peft")
+    format: Literal["safetensors", "peft"] | None = optional(
+        "safetensors: a whole model; peft: an adapter", example="peft"
+    )
     size_bytes: int | None = optional("Its size", unit="bytes", example=123456789, ge=0, le=BIG)
 
 
@@ -97,7 +102,9 @@ class Failure(Model):
     """What went wrong, from the pod that failed first."""
 
     reason: str | None = optional("One word; docs/reasons has a page for each", example="StorageFull", max_length=64)
-    message: str | None = optional("What happened and the next step", example="no space left on pvc://runs", max_length=2048)
+    message: str | None = optional(
+        "What happened and the next step", example="no space left on pvc://runs", max_length=2048
+    )
     replica: str | None = optional("Pod's role and number", example="worker-0", max_length=253)
     rank: int | None = optional("Rank that failed first", example=3, ge=0, le=2**31 - 1)
     node: str | None = optional("Node the pod ran on", example="gpu-node-7", max_length=253)
@@ -110,7 +117,9 @@ class Failure(Model):
 class Usage(Model):
     """What the job has used, over all attempts."""
 
-    gpu_seconds: int | None = optional("GPUs times the seconds they were held", unit="GPU-seconds", example=7200, ge=0, le=BIG)
+    gpu_seconds: int | None = optional(
+        "GPUs times the seconds they were held", unit="GPU-seconds", example=7200, ge=0, le=BIG
+    )
     gpu_seconds_lost: int | None = optional(
         "Of these, work that a restart had to repeat", unit="GPU-seconds", example=300, ge=0, le=BIG
     )
@@ -129,7 +138,9 @@ class LineageEntry(Model):
     job: str | None = optional("Name of the job", example="base-pretrain", max_length=253)
     uid: str | None = optional("Its uid", example="0a4e7f52-6a0f-4b6b-8f6e-1f4c2d9d3b11", max_length=64)
     stage: str | None = optional("Its stage", example="Pretrain", max_length=32)
-    output_digest: str | None = optional("Digest of its output when it was taken", example="sha256:9f2c", max_length=DIGEST)
+    output_digest: str | None = optional(
+        "Digest of its output when it was taken", example="sha256:9f2c", max_length=DIGEST
+    )
 
 
 class Condition(Model):
@@ -140,6 +151,12 @@ class Condition(Model):
     observed_generation: int | None = optional("metadata.generation it was judged on", example=1, ge=0, le=BIG)
     last_transition_time: RFC3339 = required("When status changed last", example="2026-01-31T12:00:00Z")
     reason: str = required(
-        "Why, one word", example="Succeeded", min_length=1, max_length=64, pattern=r"^[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9_])?$"
+        "Why, one word",
+        example="Succeeded",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9_])?$",
     )
-    message: str = required("The same in a sentence", example="exported to pvc://runs/my-job/3f0c/output", max_length=2048)
+    message: str = required(
+        "The same in a sentence", example="exported to pvc://runs/my-job/3f0c/output", max_length=2048
+    )

@@ -1,6 +1,7 @@
 """`status.progress`: the trainer's latest report, written by the status server and by nobody else.
 
-At most every 10 s, at least every 60 s while reports arrive. Its checkpoint, dataReport and resolved are carried here until reconcile
+At most every 10 s, at least every 60 s while reports arrive. Its checkpoint, dataReport and resolved are carried here
+until reconcile
 has copied them to their official places.
 """
 
@@ -8,16 +9,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from posttrain_api.base import Model
 from posttrain_api.records import MAX_METRICS
 from posttrain_api.spec.fields import optional, required
 from posttrain_api.status.parts import BIG, DIGEST, CheckpointStatus, DataReport
 from posttrain_api.status.times import RFC3339
-from pydantic import Field
 
 
 class Metric(Model):
-    """A number the trainer reports, under the name its logs use; a text here, because Kubernetes types hold no floats."""
+    """A number the trainer reports, under the name its logs use; a text here, because Kubernetes types hold no
+    floats."""
 
     name: str = required("Name", example="loss", min_length=1, max_length=64)
     value: str = required("Latest value, a number in text", example="0.82", max_length=32)
@@ -51,7 +54,10 @@ class Progress(Model):
     eta_seconds: int | None = optional("Time left, estimated", unit="seconds", example=6720, ge=0, le=BIG)
     slowest_rank: int | None = optional("Rank that the others wait for", example=3, ge=0, le=2**31 - 1)
     metrics: (
-        Annotated[tuple[Metric, ...], Field(max_length=MAX_METRICS, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]})]
+        Annotated[
+            tuple[Metric, ...],
+            Field(max_length=MAX_METRICS, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
+        ]
         | None
     ) = optional("Latest values", example=[{"name": "loss", "value": "0.82"}])
     last_update_time: RFC3339 | None = optional("When the last report came", example="2026-01-31T13:00:00Z")
@@ -59,5 +65,7 @@ class Progress(Model):
         "When the training loop last got on; a hang is judged on it", example="2026-01-31T13:00:00Z"
     )
     checkpoint: CheckpointStatus | None = optional("Newest checkpoint that was reported", example={"step": 1000})
-    data_report: DataReport | None = optional("What became of the rows, as reported", example={"rows": 1000, "used": 998})
+    data_report: DataReport | None = optional(
+        "What became of the rows, as reported", example={"rows": 1000, "used": 998}
+    )
     resolved: ReportedResolution | None = optional("What the trainer settled", example={"zeroStage": 2})

@@ -1,6 +1,7 @@
 """`status.resolved`: effective values under the spec's own names. Where the spec may say less, this says everything.
 
-Bounded, typed for `kubectl explain`, never checked against rules: it is written by the operator alone. "Auto" stands where the
+Bounded, typed for `kubectl explain`, never checked against rules: it is written by the operator alone. "Auto" stands
+where the
 trainer's `prepare` has not decided yet.
 """
 
@@ -8,10 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import Field, WithJsonSchema
+
 from posttrain_api.base import Model
 from posttrain_api.spec.fields import optional
 from posttrain_api.status.parts import BIG, DIGEST, URI
-from pydantic import Field, WithJsonSchema
 
 AutoOrNumber = Annotated[int | str, WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 16})]
 Uris = Annotated[tuple[Annotated[str, Field(max_length=URI)], ...], Field(max_length=16)]
@@ -32,7 +34,9 @@ class ResolvedLora(Model):
 class ResolvedTokenizer(Model):
     """spec.model.scratch.tokenizer."""
 
-    uri: Annotated[str, Field(max_length=URI)] | None = optional("Where the tokenizer is", example="hf://Qwen/Qwen3-0.6B")
+    uri: Annotated[str, Field(max_length=URI)] | None = optional(
+        "Where the tokenizer is", example="hf://Qwen/Qwen3-0.6B"
+    )
 
 
 class ResolvedScratch(Model):
@@ -60,7 +64,9 @@ class ResolvedModel(Model):
     dtype: Word | None = optional("Number format the weights are loaded in", example="Auto")
     attention: Word | None = optional("Attention kernel", example="SDPA")
     trust_remote_code: bool | None = optional("Whether the model's own code runs", example=False)
-    revision: Annotated[str, Field(max_length=DIGEST)] | None = optional("Commit that all attempts use", example="3f1c9a")
+    revision: Annotated[str, Field(max_length=DIGEST)] | None = optional(
+        "Commit that all attempts use", example="3f1c9a"
+    )
     parameters: int | None = optional("Parameters of the model", example=1543714304, ge=0, le=BIG)
     trainable_parameters: int | None = optional("Of these, trained", example=18464768, ge=0, le=BIG)
 
@@ -97,7 +103,9 @@ class ResolvedTraining(Model):
     warmup_steps: AutoOrNumber | None = optional("Steps of warm-up", unit="steps", example=11)
     min_learning_rate_ratio: float | None = optional("Share of learningRate at the end", example=0)
     weight_decay: float | None = optional("Decoupled weight decay", example=0)
-    betas: Annotated[tuple[float, ...], Field(max_length=2)] | None = optional("AdamW's decay rates", example=[0.9, 0.999])
+    betas: Annotated[tuple[float, ...], Field(max_length=2)] | None = optional(
+        "AdamW's decay rates", example=[0.9, 0.999]
+    )
     epsilon: float | None = optional("AdamW's epsilon", example=1e-8)
     max_grad_norm: float | None = optional("Clipping norm", example=1)
     seed: int | None = optional("Seed", example=0)
@@ -157,7 +165,9 @@ class ResolvedResources(Model):
 class ResolvedRunPolicy(Model):
     """spec.runPolicy."""
 
-    termination_grace_period_seconds: int | None = optional("What a stopped pod has to save", unit="seconds", example=600)
+    termination_grace_period_seconds: int | None = optional(
+        "What a stopped pod has to save", unit="seconds", example=600
+    )
 
 
 class ResolvedSpec(Model):

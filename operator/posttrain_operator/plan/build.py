@@ -1,6 +1,7 @@
 """`build_plan`: from a parsed job, the platform's settings and finished parents to the Plan. Pure.
 
-Called by reconcile before anything is created, by `posttrain run` and by `posttrain validate --resolved`. Equal inputs give equal plans, and
+Called by reconcile before anything is created, by `posttrain run` and by `posttrain validate --resolved`. Equal
+inputs give equal plans, and
 the hash says so.
 """
 
@@ -40,7 +41,8 @@ def dependencies(job: Job) -> tuple[str, ...]:
 
 
 def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) -> Plan:
-    """The plan of a job with a uid. Raises PlanError; WaitingForDependency in it means that `parents` lacks one of `dependencies`."""
+    """The plan of a job with a uid. Raises PlanError; WaitingForDependency in it means that `parents` lacks one of
+    `dependencies`."""
     context = context_of(job, settings, parents)
     locations = _Locations.of(context)
     config = _trainer_config(context, locations)

@@ -1,4 +1,5 @@
-"""What every part of the plan looks at: the job, the platform's settings, finished parents, and the row of the built-in table."""
+"""What every part of the plan looks at: the job, the platform's settings, finished parents, and the row of the
+built-in table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """The built-in table: what a job gets that says nothing, by stage and tuning.
 
-The last step of the resolution order (spec > presets > this table). Numbers that depend on the model, the device or the data
-are not here: they are Auto until the trainer's `prepare` knows. Reading the table must be enough to know the defaults; the
+The last step of the resolution order (spec > presets > this table). Numbers that depend on the model, the device or
+the data
+are not here: they are Auto until the trainer's `prepare` knows. Reading the table must be enough to know the
+defaults; the
 descriptions of the API repeat it in words, and a test compares the two.
 """
 

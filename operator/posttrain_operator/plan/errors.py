@@ -7,7 +7,8 @@ from posttrain_api.reasons import Reason
 
 
 class PlanError(ValueError):
-    """No plan follows from this job. `reason` is InvalidSpec, Unsupported, or WaitingForDependency where a parent is not there."""
+    """No plan follows from this job. `reason` is InvalidSpec, Unsupported, or WaitingForDependency where a parent is
+    not there."""
 
     def __init__(self, reason: Reason, problems: tuple[Problem, ...]) -> None:
         self.reason = reason

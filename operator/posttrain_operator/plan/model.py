@@ -74,13 +74,17 @@ def parameters_of(shape: Scratch) -> int:
 
 
 def parent_of(context: Context, reference: JobRef, path: str) -> Parent:
-    """The finished parent. PlanError(WaitingForDependency) where the caller gave none: waiting is the operator's business."""
+    """The finished parent. PlanError(WaitingForDependency) where the caller gave none: waiting is the operator's
+    business."""
     parent = context.parents.get(reference.name)
     if parent is None:
         raise refuse(
-            f"{path}.name", "names a job that has not succeeded yet", reference.name, "wait for it, or name another job",
+            f"{path}.name",
+            "names a job that has not succeeded yet",
+            reference.name,
+            "wait for it, or name another job",
             Reason.WAITING_FOR_DEPENDENCY,
-        )  # fmt: skip
+        )
     return parent
 
 
@@ -88,12 +92,18 @@ def _parent_output(context: Context, reference: JobRef) -> Location:
     parent = parent_of(context, reference, "spec.model.fromJob")
     if parent.output.format == "peft":
         raise refuse(
-            "spec.model.fromJob.name", "names a job whose output is an adapter, which cannot be trained further yet", reference.name,
-            "run that job with output: {mergeAdapter: true} and start from its merged model", Reason.UNSUPPORTED,
-        )  # fmt: skip
+            "spec.model.fromJob.name",
+            "names a job whose output is an adapter, which cannot be trained further yet",
+            reference.name,
+            "run that job with output: {mergeAdapter: true} and start from its merged model",
+            Reason.UNSUPPORTED,
+        )
     if not parent.output.uri.startswith("pvc://"):
         raise refuse(
-            "spec.model.fromJob.name", "names a job whose output is on no claim", parent.output.uri, "give its location as model.uri",
+            "spec.model.fromJob.name",
+            "names a job whose output is on no claim",
+            parent.output.uri,
+            "give its location as model.uri",
             Reason.UNSUPPORTED,
-        )  # fmt: skip
+        )
     return locate(parent.output.uri, None, context.settings, "spec.model.fromJob.name")

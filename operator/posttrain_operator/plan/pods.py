@@ -36,9 +36,11 @@ def resources(context: Context, world: Topology) -> Resources:
     shared = said.shared_memory if said.shared_memory is not None else _default_shared(world, int(total))
     if read_quantity(shared) >= total:
         raise refuse(
-            "spec.resources.sharedMemory", f"must be less than memory ({memory}), which it is counted in", shared,
+            "spec.resources.sharedMemory",
+            f"must be less than memory ({memory}), which it is counted in",
+            shared,
             "choose less, or give the pods more memory",
-        )  # fmt: skip
+        )
     return Resources(
         cpu=str(said.cpu if said.cpu is not None else _default_cpu(world)),
         memory=str(memory),
@@ -88,7 +90,8 @@ def grace_seconds(context: Context, shape: Scratch | None) -> int:
 
 
 def environment(context: Context, world: Topology, pod: Resources) -> dict[str, str]:
-    """The trainer's environment as far as the plan knows it; the user's literals last, so that they win where they may."""
+    """The trainer's environment as far as the plan knows it; the user's literals last, so that they win where they
+    may."""
     settings, work = context.settings, context.settings.work_dir
     env = {
         names.ENV_CONFIG: f"{names.CONFIG_DIR}/{names.CONFIG_FILE}",

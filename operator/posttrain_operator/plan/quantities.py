@@ -7,10 +7,19 @@ from fractions import Fraction
 
 GI = 1024**3
 _UNITS = {
-    "": Fraction(1), "m": Fraction(1, 1000), "k": Fraction(1000), "M": Fraction(1000**2), "G": Fraction(1000**3),
-    "T": Fraction(1000**4), "P": Fraction(1000**5), "Ki": Fraction(1024), "Mi": Fraction(1024**2), "Gi": Fraction(GI),
-    "Ti": Fraction(1024**4), "Pi": Fraction(1024**5),
-}  # fmt: skip
+    "": Fraction(1),
+    "m": Fraction(1, 1000),
+    "k": Fraction(1000),
+    "M": Fraction(1000**2),
+    "G": Fraction(1000**3),
+    "T": Fraction(1000**4),
+    "P": Fraction(1000**5),
+    "Ki": Fraction(1024),
+    "Mi": Fraction(1024**2),
+    "Gi": Fraction(GI),
+    "Ti": Fraction(1024**4),
+    "Pi": Fraction(1024**5),
+}
 _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?")
 
 

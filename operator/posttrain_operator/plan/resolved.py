@@ -13,9 +13,20 @@ from posttrain_api.trainer import TrainerConfig
 from posttrain_operator.plan.types import Placement, Resources
 
 _TRAINING_NAMES = (
-    "epochs", "maxSteps", "batchSize", "tokensPerMicroBatch", "learningRate", "schedule", "warmupSteps", "minLearningRateRatio",
-    "weightDecay", "epsilon", "maxGradNorm", "seed", "precision",
-)  # fmt: skip
+    "epochs",
+    "maxSteps",
+    "batchSize",
+    "tokensPerMicroBatch",
+    "learningRate",
+    "schedule",
+    "warmupSteps",
+    "minLearningRateRatio",
+    "weightDecay",
+    "epsilon",
+    "maxGradNorm",
+    "seed",
+    "precision",
+)
 
 
 def resolved_values(config: TrainerConfig, image: str, pod: Resources, place: Placement) -> dict[str, Any]:
@@ -94,7 +105,8 @@ def _resources(config: TrainerConfig, pod: Resources, place: Placement) -> dict[
 
 
 def settle(resolved: Mapping[str, Any], prepared: Resolved | None) -> dict[str, Any]:
-    """`resolved` with what `prepare` decided in place of "Auto", and what only it knows: total steps, revision, sizes."""
+    """`resolved` with what `prepare` decided in place of "Auto", and what only it knows: total steps, revision,
+    sizes."""
     if prepared is None:
         return dict(resolved)
     training = {

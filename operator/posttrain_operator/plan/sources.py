@@ -1,6 +1,7 @@
 """From a URI to a place inside the pod: which volume it needs, which path it has there, which revision is meant.
 
-Pure text. Nothing is opened, and no path leads out of its mount: a `..` step is refused here once more, because an object may be
+Pure text. Nothing is opened, and no path leads out of its mount: a `..` step is refused here once more, because an
+object may be
 older than the rule that refuses it.
 """
 
@@ -26,7 +27,8 @@ class Location:
 
 
 def locate(uri: str, secret: ObjectRef | None, settings: PlanSettings, path: str) -> Location:
-    """Where `uri` is inside the pod. `path` is the field's, for the message. Raises PlanError on a form that is not known."""
+    """Where `uri` is inside the pod. `path` is the field's, for the message. Raises PlanError on a form that is not
+    known."""
     scheme, _, rest = uri.partition("://")
     if ".." in rest.split("/"):
         raise refuse(path, "must not contain a .. step", uri, "write the path without it")

@@ -110,9 +110,12 @@ def checkpoint_location(context: Context) -> Location | None:
     parent = parent_of(context, start.from_job, "spec.checkpoint.from.fromJob")
     if parent.checkpoint is None:
         raise refuse(
-            "spec.checkpoint.from.fromJob.name", "names a job that has no checkpoint", parent.name, "name another job, or remove it",
+            "spec.checkpoint.from.fromJob.name",
+            "names a job that has no checkpoint",
+            parent.name,
+            "name another job, or remove it",
             Reason.UNSUPPORTED,
-        )  # fmt: skip
+        )
     return locate(parent.checkpoint.uri, None, context.settings, "spec.checkpoint.from.fromJob.name")
 
 

@@ -1,6 +1,7 @@
 """The Plan: all that follows from a job's spec and the operator's settings, before anything is created.
 
-Built by `plan.build` (pure), read by the backends, by reconcile and by `posttrain run`. It holds no Kubernetes shapes: a backend
+Built by `plan.build` (pure), read by the backends, by reconcile and by `posttrain run`. It holds no Kubernetes
+shapes: a backend
 turns it into a child, the command line into local processes.
 """
 
@@ -67,7 +68,8 @@ class Placement:
 
 @dataclass(frozen=True)
 class Plan:
-    """One job, resolved. `claims`, `config_maps` and `secrets` are what the pods mount (all read-only but `storage_claim`)."""
+    """One job, resolved. `claims`, `config_maps` and `secrets` are what the pods mount (all read-only but
+    `storage_claim`)."""
 
     config: TrainerConfig
     image: str

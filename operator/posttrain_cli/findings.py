@@ -1,0 +1,144 @@
+"""What `posttrain validate` says beyond the rules: about a file as a whole, and advice that is no error.
+
+Pure: documents in, findings out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain_api import names
+from posttrain_api.job import Job
+from posttrain_api.records import Checkpoint, Output
+from posttrain_api.spec.references import ModelRef
+from posttrain_cli.manifests import Document
+from posttrain_operator.plan.build import dependencies
+from posttrain_operator.plan.types import Parent
+
+UNKNOWN_UID = "uid"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the file and what is wrong or remarkable there."""
+
+    line: int
+    text: str
+    warning: bool = False
+
+
+def with_uid(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with a stand-in for the uid that the API server would give, so that paths can be shown."""
+    metadata = manifest.get("metadata")
+    if not isinstance(metadata, dict):
+        return dict(manifest)
+    return {**manifest, "metadata": {"uid": UNKNOWN_UID, **metadata}}
+
+
+def placeholder_parents(job: Job, known: Mapping[str, Job]) -> dict[str, Parent]:
+    """Stand-ins for the finished parents: of the same file where they are there, otherwise plain models on a claim of
+    their name."""
+    return {name: _placeholder(name, known.get(name)) for name in dependencies(job)}
+
+
+def _placeholder(name: str, job: Job | None) -> Parent:
+    claim = job.spec.storage.claim_name if job else f"storage-of-{name}"
+    folder = f"pvc://{claim}/{names.run_path(name, UNKNOWN_UID)}"
+    merged = bool(job and job.spec.output and job.spec.output.merge_adapter)
+    adapter = bool(job and (job.spec.lora or job.spec.tuning == "LoRA") and not merged)
+    output = Output(
+        uri=f"{folder}/{names.OUTPUT_DIR}", digest="sha256:", format="peft" if adapter else "safetensors", size_bytes=0
+    )
+    checkpoint = Checkpoint(
+        step=0, time="", uri=f"{folder}/{names.CHECKPOINTS_DIR}/last", size_bytes=0, digest="sha256:"
+    )
+    return Parent(name, UNKNOWN_UID, job.spec.stage if job else "", output, checkpoint)
+
+
+def job_findings(document: Document, job: Job) -> tuple[Finding, ...]:
+    """Advice about one valid job."""
+    found = []
+    if job.status:
+        line = document.line_of("status")
+        found.append(Finding(line, "status: is written by the operator; the API server drops it from a file", True))
+    if _moving(job.spec.model):
+        text = f"spec.model.uri: {job.spec.model.uri} names no revision; every new job takes what it means that day"
+        found.append(Finding(document.line_of("spec.model.uri"), f"{text}; add @<commit> to repeat a run", True))
+    return tuple(found)
+
+
+def _moving(model: ModelRef) -> bool:
+    return model.uri is not None and model.uri.startswith("hf://") and "@" not in model.uri
+
+
+def file_findings(documents: Sequence[Document]) -> list[Finding]:
+    """About the file: no job in it, other kinds, two jobs of one name, jobs that wait for each other."""
+    jobs = [document for document in documents if _kind(document) == names.KIND]
+    if not jobs:
+        return [Finding(1, f"no {names.KIND} in it; write kind: {names.KIND}")]
+    others = (document for document in documents if _kind(document) != names.KIND)
+    skipped = (
+        Finding(document.line, f"{_kind(document) or 'no kind'}: not a {names.KIND}, not checked", True)
+        for document in others
+    )
+    return [*skipped, *_doubles(jobs), *_cycles(jobs)]
+
+
+def _kind(document: Document) -> str:
+    return str(document.value.get("kind", "")) if isinstance(document.value, dict) else ""
+
+
+def _name(document: Document) -> tuple[str, str]:
+    metadata = document.value.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    return str(metadata.get("namespace") or "default"), str(metadata.get("name") or "")
+
+
+def _doubles(jobs: Iterable[Document]) -> Iterable[Finding]:
+    first: dict[tuple[str, str], int] = {}
+    for document in jobs:
+        key = _name(document)
+        if key in first and key[1]:
+            text = f"metadata.name: {key[1]} is also the job of line {first[key]}; the later would replace the earlier"
+            yield Finding(document.line_of("metadata.name"), text)
+        first.setdefault(key, document.line)
+
+
+def _cycles(jobs: Sequence[Document]) -> Iterable[Finding]:
+    parents = {_name(document): _parents(document) for document in jobs}
+    for document in jobs:
+        name = _name(document)
+        if name not in parents[name] and _reaches(name, name, parents, set()):
+            text = f"spec.model.fromJob: {name[1]} waits, in the end, for itself; break the circle"
+            yield Finding(document.line_of("spec.model.fromJob"), text)
+
+
+def _parents(document: Document) -> list[tuple[str, str]]:
+    spec = document.value.get("spec")
+    namespace = _name(document)[0]
+    found = (_dig(spec, "model", "fromJob", "name"), _dig(spec, "checkpoint", "from", "fromJob", "name"))
+    return [(namespace, name) for name in found if isinstance(name, str)]
+
+
+def _dig(node: Any, *keys: str) -> Any:
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def _reaches(
+    start: tuple[str, str],
+    goal: tuple[str, str],
+    parents: Mapping[tuple[str, str], Sequence[tuple[str, str]]],
+    seen: set[tuple[str, str]],
+) -> bool:
+    for parent in parents.get(start, ()):
+        if parent == goal:
+            return True
+        if parent not in seen:
+            seen.add(parent)
+            if _reaches(parent, goal, parents, seen):
+                return True
+    return False
