@@ -15,8 +15,8 @@ from posttrain_operator.statusserver.view import JobView, ObjectMissing, WriteCo
 from posttrain_operator.statusserver.writer import JobKey, ProgressWriter, WriterTiming, utc_now
 
 KEY = JobKey("team", "job", "u1")
-SLOW = WriterTiming(min_interval=30, max_interval=60)
-FAST = WriterTiming(min_interval=0.1, max_interval=0.5, retry_first=0.05, retry_most=0.1)
+SLOW = WriterTiming(urgent_interval=0.2, min_interval=30, max_interval=60)
+FAST = WriterTiming(urgent_interval=0.05, min_interval=0.1, max_interval=0.5, retry_first=0.05, retry_most=0.1)
 
 
 class OneJob:

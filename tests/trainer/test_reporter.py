@@ -303,3 +303,9 @@ def test_only_finite_metrics_may_be_reported() -> None:
     kept = finite_metrics(metrics)
     assert len(kept) == 32
     assert training(1, metrics=kept).metrics["m0"] == 0.0
+
+
+def test_a_metric_that_is_no_number_does_not_cost_the_report(server: Server, reporter: Reporter) -> None:
+    reporter.report(training(1).model_copy(update={"metrics": {"loss": 1.0, "grad_norm": float("inf")}}))
+    until(lambda: len(server.received) == 1)
+    assert server.received[0][2]["metrics"] == {"loss": 1.0}

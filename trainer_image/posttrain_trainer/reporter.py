@@ -83,7 +83,8 @@ class Reporter:
         return cls(Endpoint(url, Path(ca) if ca else None, Path(token) if token else None), timing)
 
     def report(self, report: Report) -> None:
-        """Takes the newest report. Facts that an earlier one told stay in it. Never blocks, never raises."""
+        """Takes the newest report; never blocks, never raises. Facts told earlier stay in it."""
+        report = report.model_copy(update={"metrics": finite_metrics(report.metrics)})
         with self._state:
             if self._stopped or self._closing:
                 return

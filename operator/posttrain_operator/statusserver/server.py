@@ -41,7 +41,7 @@ class ServerOptions:
     port: int = 10443
     writing: WriterTiming = field(default_factory=WriterTiming)
     review_ttl: float = 10.0
-    per_pod: tuple[int, float] = (10, 2.0)
+    per_pod: tuple[int, float] = (20, 1.0)
     failures: tuple[int, float] = (30, 2.0)
     count: Callable[[str], None] = _ignore
     """Told the result of each report (metrics)."""
@@ -93,8 +93,13 @@ def options_of(settings: Settings, count: Callable[[str], None] = _ignore) -> Se
     return ServerOptions(
         place=SecretPlace(settings.namespace, settings.status_secret, server_names(host)),
         port=settings.status_port,
-        writing=replace(writing, min_interval=writing.min_interval * scale, max_interval=writing.max_interval * scale),
-        per_pod=(10, 2.0 * min(1.0, scale)),
+        writing=replace(
+            writing,
+            urgent_interval=writing.urgent_interval * scale,
+            min_interval=writing.min_interval * scale,
+            max_interval=writing.max_interval * scale,
+        ),
+        per_pod=(20, min(1.0, scale)),
         count=count,
     )
 

@@ -39,6 +39,7 @@ _CONFLICT_PAUSE = 0.02
 class WriterTiming:
     """Seconds. `forget_after`: how long a silent job stays in memory."""
 
+    urgent_interval: float = 2.0
     min_interval: float = 10.0
     max_interval: float = 60.0
     retry_first: float = 1.0
@@ -129,11 +130,14 @@ class ProgressWriter:
         before = self._previous(self._known(key), entry)
         written_at = progress.parse_time((before or {}).get("lastUpdateTime"))
         after = progress.advance(before, incoming, received)
-        if before is None or written_at is None or progress.is_urgent(before, after):
+        if before is None or written_at is None:
             return 0.0
-        visible = progress.is_visible(before, after)
-        interval = self._timing.min_interval if visible else self._timing.max_interval
-        return interval - (now - written_at).total_seconds()
+        return self._interval(before, after) - (now - written_at).total_seconds()
+
+    def _interval(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+        if progress.is_urgent(before, after):
+            return self._timing.urgent_interval
+        return self._timing.min_interval if progress.is_visible(before, after) else self._timing.max_interval
 
     async def _attempt(self, key: JobKey, entry: _Entry) -> None:
         entry.retry_at = None
