@@ -22,7 +22,6 @@ from posttrain_api.names import PREPARED_DIR
 from posttrain_api.trainer import DataSource, TrainerConfig
 from posttrain_trainer import preflight
 from posttrain_trainer.data import build
-from posttrain_trainer.data.hub_files import hub_files
 from posttrain_trainer.data.readers import Row, list_files
 from posttrain_trainer.data.rows import RowRefused, Text, parse_row
 from posttrain_trainer.data.tokenise import Limits, Tokeniser
@@ -137,6 +136,9 @@ def _open(config: TrainerConfig, sources: tuple[DataSource, ...], role: str, pat
         if fetched.revision is None:
             files = list_files(fetched.path, source.uri, source.format)
         else:
+            # Imported here: `datasets` takes seconds to load, and mounted data do not need it.
+            from posttrain_trainer.data.hub_files import hub_files
+
             files = hub_files(fetched.path, source, role, paths.cache)
         one = build.OpenSource(source, tuple(files))
         opened.append((one, build.schema_of(one, config.stage, config.data)))

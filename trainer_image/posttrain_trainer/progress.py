@@ -7,7 +7,7 @@ import sys
 import time
 from types import TracebackType
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 EVERY_SECONDS = 5.0
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from posttrain_api.records import Resolved
 from posttrain_api.trainer import TrainerConfig, TrainingConfig
+from posttrain_trainer.sampler import total_rows
 
 WARMUP_SHARE = 0.03
 BASE_SHARE = 0.6
@@ -45,11 +46,10 @@ def resolve(config: TrainerConfig, facts: Facts) -> Resolved:
 
 
 def total_steps(training: TrainingConfig, sequences: int) -> int:
-    """maxSteps if set, else ceil(round(epochs · n) / batchSize), at least 1."""
-    if training.max_steps is not None:
-        return training.max_steps
-    positions = round((1.0 if training.epochs is None else training.epochs) * sequences)
-    return max(1, math.ceil(positions / training.batch_size))
+    """maxSteps if set, else the batches that the epochs' rows fill, the last one perhaps in part (as the sampler
+    counts)."""
+    rows = total_rows(sequences, training.batch_size, training.epochs, training.max_steps)
+    return math.ceil(rows / training.batch_size)
 
 
 def _warmup(training: TrainingConfig, total: int) -> int:

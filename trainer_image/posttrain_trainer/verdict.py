@@ -1,0 +1,142 @@
+"""Why an attempt ended, from what its ranks left behind. Pure.
+
+torchrun always ends with 1, so the verdict comes from the ranks' end records, from the signals that ended ranks
+without a record, and from
+whether we were told to stop. The first failure in time is the cause; a lost peer, and a stop that a broken group
+brought
+about, are consequences of something else.
+"""
+
+from __future__ import annotations
+
+import signal as signals
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from posttrain_api.reasons import REASONS, Effect, Reason, exit_code_of
+from posttrain_api.records import Success
+from posttrain_trainer.record import End
+
+_CONSEQUENCES = frozenset({Reason.PEER_LOST, Reason.PREEMPTED})
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known when torchrun has ended.
+
+    `ends`: records by rank. `exits`: exit codes (negative: signals) of the ranks that torchrun saw fail, at
+    `exits_time`.
+    `code`: torchrun's own. `stopped`: we had SIGTERM. `memory_kills`: processes of the container killed for memory.
+    """
+
+    ranks: Sequence[int]
+    code: int
+    ends: Mapping[int, End] = field(default_factory=dict)
+    exits: Mapping[int, int] = field(default_factory=dict)
+    exits_time: str | None = None
+    stopped: bool = False
+    memory_kills: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`reason` None is success; `success` is there on the node with rank 0."""
+
+    reason: Reason | None
+    message: str = ""
+    rank: int | None = None
+    step: int | None = None
+    signal: int | None = None
+    time: str | None = None
+    success: Success | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What the launcher ends with."""
+        return 0 if self.reason is None else exit_code_of(self.reason)
+
+
+def judge(seen: Seen) -> Verdict:
+    """The verdict over one node's ranks.
+
+    Order: all ranks done → success, whatever came after; a permanent failure → that; told to stop → Preempted; else
+    the first
+    cause in time; else the first consequence.
+    """
+    if all(rank in seen.ends and seen.ends[rank].reason is None for rank in seen.ranks):
+        return _success(seen)
+    failures = sorted([*_recorded(seen), *_unrecorded(seen)], key=lambda failure: failure.time or "~")
+    permanent = next((failure for failure in failures if _is_permanent(failure.reason)), None)
+    if permanent is not None:
+        return permanent
+    if seen.stopped:
+        return _preempted(failures)
+    cause = next((failure for failure in failures if failure.reason not in _CONSEQUENCES), None)
+    if cause is not None:
+        return cause
+    return failures[0] if failures else _torchrun(seen)
+
+
+def _success(seen: Seen) -> Verdict:
+    if 0 not in seen.ranks:
+        return Verdict(None, step=seen.ends[seen.ranks[0]].step)
+    end = seen.ends[0]
+    if end.success is None:
+        return Verdict(
+            Reason.TRAINER_ERROR, "Rank 0 ended without a success record.", rank=0, step=end.step, time=end.time
+        )
+    return Verdict(None, rank=0, step=end.step, time=end.time, success=end.success)
+
+
+def _recorded(seen: Seen) -> list[Verdict]:
+    return [
+        Verdict(end.reason, end.message, rank, end.step, time=end.time)
+        for rank, end in seen.ends.items()
+        if end.reason is not None
+    ]
+
+
+def _unrecorded(seen: Seen) -> list[Verdict]:
+    """Ranks that ended badly without a word: by a signal, or by something that no code of ours expects."""
+    return [_silent(seen, rank, code) for rank, code in seen.exits.items() if rank not in seen.ends and code != 0]
+
+
+def _silent(seen: Seen, rank: int, code: int) -> Verdict:
+    if code > 0:
+        message = f"Rank {rank} ended with exit code {code} and left no record; see the end of the log."
+        return Verdict(Reason.TRAINER_ERROR, message, rank, time=seen.exits_time)
+    number = -code
+    if number == signals.SIGKILL and seen.memory_kills:
+        message = (
+            f"The kernel killed rank {rank} for memory. Raise resources.memory or lower training.tokensPerMicroBatch."
+        )
+        return Verdict(Reason.OUT_OF_MEMORY, message, rank, signal=number, time=seen.exits_time)
+    message = f"Rank {rank} was ended by signal {number} ({_signal_name(number)})."
+    return Verdict(Reason.PROCESS_KILLED, message, rank, signal=number, time=seen.exits_time)
+
+
+def _preempted(failures: Sequence[Verdict]) -> Verdict:
+    """After SIGTERM a rank that was killed or lost its peers is no failure of its own."""
+    saved = next((failure for failure in failures if failure.reason is Reason.PREEMPTED), None)
+    if saved is not None:
+        return saved
+    first = failures[0] if failures else None
+    detail = f" before the last save was done: {first.message}" if first else " before training began"
+    return Verdict(Reason.PREEMPTED, f"Stopped by SIGTERM{detail}.", step=first.step if first else None)
+
+
+def _torchrun(seen: Seen) -> Verdict:
+    if seen.code < 0:
+        name = _signal_name(-seen.code)
+        return Verdict(Reason.PROCESS_KILLED, f"torchrun was ended by signal {-seen.code} ({name}).", signal=-seen.code)
+    missing = ", ".join(str(rank) for rank in seen.ranks if rank not in seen.ends)
+    message = f"torchrun ended with {seen.code}, and ranks {missing} left no record; see the end of the log."
+    return Verdict(Reason.TRAINER_ERROR, message)
+
+
+def _is_permanent(reason: Reason | None) -> bool:
+    return reason is not None and REASONS[reason].effect is Effect.FAILED
+
+
+def _signal_name(number: int) -> str:
+    return signals.Signals(number).name if number in {*signals.Signals} else "unknown"
