@@ -8,6 +8,7 @@ under a running pod means: kill it.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ class PodWorker:
         self.stopping = asyncio.Event()
         self.changed = asyncio.Event()
         self.gone = False
+        self._removed = asyncio.Event()
         self.sandbox: Sandbox | None = None
         self._asked = self._sent = 0
         self._lock = asyncio.Lock()
@@ -78,6 +80,7 @@ class PodWorker:
     def removed(self) -> None:
         """The object is gone: whatever still runs is killed, and nothing more is reported."""
         self.gone = True
+        self._removed.set()
         self.ask_to_stop(0)
 
     def ask_to_stop(self, grace: float) -> None:
@@ -131,17 +134,17 @@ class PodWorker:
         try:
             await self._live_or_stop()
             self.state.stopped = self.state.stopped or self.stopping.is_set()
-            await self._report_to_the_end()
+            await self._retrying(self.report)
             await self.stopping.wait()
             if not self.gone:
                 await self._retrying(lambda: self.node.api.delete_pod(self.pod))
+            self._clean()
+            # A finalizer may keep the object: its log stays readable until it is really gone.
+            await self._removed.wait()
         finally:
             self._clean()
 
-    async def _report_to_the_end(self) -> None:
-        await self._retrying(self.report)
-
-    async def _retrying(self, what) -> None:  # type: ignore[no-untyped-def]
+    async def _retrying(self, what: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 await what()
