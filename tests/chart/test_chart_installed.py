@@ -63,7 +63,8 @@ def allowed(cluster: Cluster, who: str, verb: str, what: str, namespace: str = "
         ("create", "pytorchjobs.kubeflow.org"),
         ("delete", "pods"),
         ("create", "configmaps"),
-        ("create", "events"),
+        ("list", "events"),
+        ("create", "events.events.k8s.io"),
     ],
 )
 def test_the_operator_may(installed: Cluster, verb: str, resource: str) -> None:

@@ -16,8 +16,8 @@ WATCHED = {
     ("", "pods"): (*READ, "delete"),
     ("", "configmaps"): (*READ, "create", "patch", "delete"),
     ("", "persistentvolumeclaims"): READ,
-    ("", "events"): (*READ, "create", "patch"),
-    ("events.k8s.io", "events"): (*READ, "create", "patch"),
+    ("", "events"): READ,
+    ("events.k8s.io", "events"): ("create", "patch"),
 }
 CLUSTER = {("authentication.k8s.io", "tokenreviews"): ("create",), ("", "nodes"): READ}
 OWN = {("", "secrets"): ("get", "update")}
