@@ -1,7 +1,8 @@
 """Why a job waits, restarts or failed: one table for operator, trainer and documentation.
 
-A reason is what `kubectl get ptj -o wide` shows and what `docs/reasons/` explains. The trainer ends with the exit code of its reason;
-the training-operator fails a job for good on 1–127 and recreates the pod on 128 and more, so the code *is* the decision.
+A reason is what `kubectl get ptj -o wide` shows and what `docs/reasons/` explains. The trainer ends with the exit code
+of its reason; the training-operator fails a job for good on 1–127 and recreates the pod on 128 and more, so the code
+*is* the decision.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class ReasonInfo:
-    """Effect of a reason, the trainer's exit code for it (None: not the trainer's to say), and the budget of a restart."""
+    """Effect of a reason, the trainer's exit code for it (None: not the trainer's to say), a restart's budget."""
 
     effect: Effect
     exit_code: int | None = None

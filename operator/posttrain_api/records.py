@@ -1,7 +1,7 @@
 """What the trainer tells the operator: termination messages, the success record, progress reports.
 
-Written by the trainer's launcher and reporter, read by the operator's observer and status server. Sizes are bounded here, because
-Kubernetes cuts a termination message at 4 KiB and a cut JSON says nothing.
+Written by the trainer's launcher and reporter, read by the operator's observer and status server. Sizes are bounded
+here, because Kubernetes cuts a termination message at 4 KiB and a cut JSON says nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class Resolved(Model):
 
 
 class Output(Model):
-    """The exported model. `digest` is `sha256:<hex>` over names and digests of the files, as its manifest lists them."""
+    """The exported model.
+
+    `digest` is `sha256:<hex>` over names and digests of the files, as its manifest lists them.
+    """
 
     uri: str = Field(max_length=1024)
     digest: str = Field(max_length=80)
@@ -94,7 +97,7 @@ _LAST_WORD: TypeAdapter[Success | Failure] = TypeAdapter(Annotated[Success | Fai
 
 
 def parse_termination(text: str | None) -> Success | Failure | None:
-    """Reads a pod's termination message; None where it is not one of ours (another image, a cut or an empty message)."""
+    """Reads a pod's termination message; None where it is not one of ours (another image, cut, or empty)."""
     if not text:
         return None
     try:
@@ -134,7 +137,7 @@ Phase = Literal["Preparing", "Waiting", "Loading", "Training", "Evaluating", "Sa
 
 
 class Report(Model):
-    """One progress report of rank 0 (POST on our own path; at most 16 KiB, at most one every 5 s, one every 30 s as heartbeat).
+    """One progress report of rank 0 (POST on our own path; at most 16 KiB, one in 5 s; a heartbeat every 30 s).
 
     `last_advance_time` (RFC 3339, UTC) is set by the loop only: a hang is judged on it. The last three fields are sent
     whenever they are known, so that a report lost is no fact lost.

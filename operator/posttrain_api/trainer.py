@@ -1,8 +1,9 @@
 """TrainerConfig: everything a trainer pod is told, nothing else.
 
-Built by the operator's (and the command line's) plan, written to an immutable ConfigMap, read by the trainer's launcher. All presets and
-built-in defaults are already applied; "Auto" is left only where the model, the device or the data decide, which `prepare` does once.
-Paths are absolute inside the pod (names.py); a local run puts its own folders there.
+Built by the operator's (and the command line's) plan, written to an immutable ConfigMap, read by the trainer's
+launcher. All presets and built-in defaults are already applied; "Auto" is left only where the model, the device or the
+data decide, which `prepare` does once. Paths are absolute inside the pod (names.py); a local run puts its own folders
+there.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class ModelConfig(Model):
 
 
 class LoraConfig(Model):
-    """h = (W + (alpha/rank)·B·A)·x; `target_modules` are peft's names, `all-linear` for every linear layer but the head."""
+    """h = (W + (alpha/rank)·B·A)·x; `target_modules` are peft's names, `all-linear` is all linear layers but the head."""
 
     rank: int
     alpha: float

@@ -1,8 +1,8 @@
 """What `prepare` leaves on storage for `train`: the manifest and the token sets.
 
-`prepare` (one process, before any rank starts) writes them, every rank reads them, and nothing else passes between the two. The
-manifest is written last: a folder without it was never finished. Token sets are flat arrays read through memory
-maps, so host memory does not grow with the data.
+`prepare` (one process, before any rank starts) writes them, every rank reads them, and nothing else passes between the
+two. The manifest is written last: a folder without it was never finished. Token sets are flat arrays read through
+memory maps, so host memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
+
 from posttrain_api.base import Model
 from posttrain_api.records import DataReport, Resolved
 
@@ -68,7 +69,7 @@ class Example:
 
 
 class TokenSet:
-    """A read-only set of examples on disk: tokens.bin int32, mask.bin uint8, offsets.bin int64 [n + 1], little-endian."""
+    """A read-only set of examples on disk, little-endian: tokens.bin int32, mask.bin uint8, offsets.bin int64 [n + 1]."""
 
     def __init__(self, folder: Path) -> None:
         """Opens memory maps. FileNotFoundError where the set is incomplete."""
@@ -118,7 +119,9 @@ class TokenSetWriter:
     def __enter__(self) -> TokenSetWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._tokens.close()
         self._mask.close()
         if kind is None:
