@@ -93,7 +93,7 @@ class ModelConfig(Model):
 
 
 class LoraConfig(Model):
-    """h = (W + (alpha/rank)·B·A)·x; `target_modules` are peft's names, `all-linear` is all linear layers but the head."""
+    """h = (W + (alpha/rank)·B·A)·x; `target_modules` are peft's names, `all-linear` = all but the head."""
 
     rank: int
     alpha: float

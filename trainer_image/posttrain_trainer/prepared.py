@@ -69,7 +69,7 @@ class Example:
 
 
 class TokenSet:
-    """A read-only set of examples on disk, little-endian: tokens.bin int32, mask.bin uint8, offsets.bin int64 [n + 1]."""
+    """A read-only set of examples, little-endian: tokens.bin int32, mask.bin uint8, offsets.bin int64 [n + 1]."""
 
     def __init__(self, folder: Path) -> None:
         """Opens memory maps. FileNotFoundError where the set is incomplete."""
