@@ -16,7 +16,7 @@ from posttrain_operator.facts import JobFacts
 from posttrain_operator.health import Health
 from posttrain_operator.jobseries import JobsCollector, sample_of
 from posttrain_operator.metrics import OperatorMetrics
-from posttrain_operator.records import JobRecord, Key
+from posttrain_operator.records import JobRecord
 from posttrain_operator.slim import job_record
 
 T0 = "2026-03-01T12:00:00Z"
@@ -221,7 +221,3 @@ async def test_a_port_in_use_is_an_error() -> None:
     with pytest.raises(OSError, match="address already in use"):
         await start_http(first.port, OperatorMetrics().registry, Health(), "127.0.0.1")
     await first.close()
-
-
-def test_key_is_namespace_and_name() -> None:
-    assert record().key == Key("team", "job")

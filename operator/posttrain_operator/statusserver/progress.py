@@ -39,7 +39,7 @@ def advance(previous: Mapping[str, Any] | None, incoming: Incoming, received: da
         "epoch": report.epoch,
         "etaSeconds": eta_seconds(before, incoming, received),
         "slowestRank": report.slowest_rank,
-        "metrics": [{"name": name, "value": float(value)} for name, value in sorted(report.metrics.items())],
+        "metrics": [{"name": name, "value": repr(float(value))} for name, value in sorted(report.metrics.items())],
         "lastUpdateTime": rfc3339(received),
         "lastAdvanceTime": last_advance(before, incoming, received),
     }
@@ -86,7 +86,7 @@ def eta_seconds(before: Mapping[str, Any], incoming: Incoming, received: datetim
     seconds = (received - since).total_seconds() if since else 0.0
     done = report.step - int(before.get("step", 0))
     if before.get("phase") == "Training" and done > 0 and seconds > 0:
-        return round((report.total_steps - report.step) * seconds / done)
+        return max(0, round((report.total_steps - report.step) * seconds / done))
     rest = before.get("etaSeconds")
     return None if rest is None or done < 0 else max(0, round(rest - seconds))
 
