@@ -20,7 +20,8 @@ from pydantic_core import CoreSchema, core_schema
 
 from posttrain_api.base import Model
 
-NO_EXAMPLE: Final = ""
+_UNBOUNDED: Final = 2**31
+"""A bound that is only there because every field has one says nothing to a reader."""
 
 
 class SpecModel(Model):
@@ -58,14 +59,15 @@ def _describe(text: str, example: Any, default: str | None, unit: str | None, bo
         parts.append(f"Default: {default}.")
     if reach := describe_range(bounds):
         parts.append(f"Range: {reach}.")
-    if example != NO_EXAMPLE:
-        parts.append(f"Example: {_plain(example)}.")
+    parts.append(f"Example: {_plain(example)}.")
     return " ".join(parts)
 
 
 def describe_range(bounds: dict[str, Any]) -> str:
     """`1 to 512`, `more than 0, at most 1`; empty where there are no numeric bounds."""
     low, high = bounds.get("ge"), bounds.get("le")
+    if low == 0 and high is not None and high >= _UNBOUNDED:
+        return ""
     if low is not None and high is not None:
         return f"{_plain(low)} to {_plain(high)}"
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
@@ -77,6 +79,8 @@ def _plain(value: Any) -> str:
         return "[" + ", ".join(map(_plain, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -1,0 +1,107 @@
+"""The CRD's rules on a real API server, and that parse_job agrees with it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from posttrain_api.job import check
+from posttrain_api.rules import CHECKED_RULES
+from tests.api.rule_cases import ACCEPTED, REFUSED_BY_RULE, REFUSED_BY_SCHEMA, UNKNOWN, Refused, job
+from tests.cluster.crd_rig import Rig, crd_rig
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    with crd_rig() as rig:
+        yield rig
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted(rig: Rig, name: str) -> None:
+    answer = rig.try_create(job(ACCEPTED[name]))
+    assert answer.ok, answer.text
+
+
+@pytest.mark.parametrize("case", REFUSED_BY_RULE, ids=lambda case: case.name)
+def test_refused_by_a_rule(rig: Rig, case: Refused) -> None:
+    answer = rig.try_create(job(case.changes))
+    assert answer.code == 422, answer.text
+    messages = [cause["message"] for cause in answer.body["details"]["causes"]]
+    assert any(case.text in message for message in messages), messages
+    if not case.path.startswith("metadata."):  # the API server has no field path into metadata
+        assert case.path in {cause["field"] for cause in answer.body["details"]["causes"]}
+
+
+@pytest.mark.parametrize("case", REFUSED_BY_SCHEMA, ids=lambda case: case.name)
+def test_refused_by_the_schema(rig: Rig, case: Refused) -> None:
+    answer = rig.try_create(job(case.changes))
+    assert answer.code == 422, answer.text
+    fields = {cause["field"] for cause in answer.body["details"]["causes"]}
+    assert any(field.startswith(case.path.partition("[")[0]) for field in fields), fields
+
+
+@pytest.mark.parametrize("case", UNKNOWN, ids=lambda case: case.name)
+def test_unknown_fields(rig: Rig, case: Refused) -> None:
+    answer = rig.try_create(job(case.changes))
+    assert answer.code == 400
+    assert f'unknown field "{case.path}"' in answer.body["message"]
+
+
+def test_both_say_every_message_alike(rig: Rig) -> None:
+    """The words that the two print for one fault are the same words."""
+    said = {rule.message for rule in CHECKED_RULES}
+    for case in REFUSED_BY_RULE:
+        answer = rig.try_create(job(case.changes))
+        ours = {f"{problem.rule}; {problem.next_step}" for problem in check(job(case.changes))} & said
+        assert ours
+        assert all(message in answer.body["message"] for message in ours), case.name
+
+
+CHANGES = [dict(changes) for changes in ACCEPTED.values()]
+CHANGES += [dict(case.changes) for case in REFUSED_BY_RULE + REFUSED_BY_SCHEMA]
+
+
+def test_both_decide_alike_on_mixtures(rig: Rig) -> None:
+    """Two to four changes of the table together: both accept or both refuse."""
+    dice = random.Random(7)
+    for _ in range(400):
+        mixture: dict[str, Any] = {}
+        for changes in dice.sample(CHANGES, dice.randint(2, 4)):
+            mixture |= changes
+        try:
+            manifest = job(mixture)
+        except (AttributeError, TypeError, ValueError):
+            continue  # one change goes into what another took away
+        answer, problems = rig.try_create(manifest), check(manifest)
+        assert answer.ok == (not problems), (mixture, answer.text, list(map(str, problems)))
+
+
+any_text = st.text(min_size=1, max_size=20).filter(lambda text: "\x00" not in text)
+uri = st.builds("{}{}".format, st.sampled_from(["hf://", "pvc://", "image://", "configmap://", "s3://", ""]), any_text)
+path_like = st.from_regex(r"(hf|pvc|image|configmap)://[a-zA-Z0-9@/._ -]{1,24}", fullmatch=True)
+
+
+@settings(
+    max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    field=st.sampled_from(["spec.model.uri", "spec.data.train.0.uri", "spec.storage.claimName", "metadata.name"]),
+    value=uri | path_like | st.from_regex(r"[-a-z0-9.A-Z]{1,60}", fullmatch=True),
+)
+def test_both_read_texts_alike(rig: Rig, field: str, value: str) -> None:
+    """RE2 there and re here, on any text."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return
+    manifest = job({field: value})
+    answer, problems = rig.try_create(manifest), check(manifest)
+    assert answer.ok == (not problems), (field, value, answer.text, list(map(str, problems)))

@@ -1,0 +1,168 @@
+"""Rules over time on a real API server: what a started job may still change, and what a status never takes back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.api.rule_cases import EVAL, REMOVE, job
+from tests.cluster.crd_rig import JOBS, Rig, crd_rig
+
+pytestmark = pytest.mark.cluster
+NOW = "2026-01-31T12:00:00Z"
+STARTED = {
+    "backend": {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "x", "uid": "u"},
+    "state": "Running",
+}
+counter = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    with crd_rig() as rig:
+        yield rig
+
+
+def make(rig: Rig, status: dict[str, Any] | None = None, changes: dict[str, Any] | None = None) -> str:
+    """A stored job with a status; its name."""
+    name = f"job-{next(counter)}"
+    answer = rig.create(job({"metadata.name": name, **(changes or {})}))
+    assert answer.ok, answer.text
+    if status:
+        answer = rig.merge(name, {"status": status}, status=True)
+        assert answer.ok, answer.text
+    return name
+
+
+def condition(kind: str, status: str = "True", reason: str = "Done") -> dict[str, str]:
+    return {"type": kind, "status": status, "reason": reason, "message": "m", "lastTransitionTime": NOW}
+
+
+EDITS: dict[str, dict[str, Any]] = {
+    "stage": {"stage": "Pretrain"},
+    "tuning": {"tuning": "LoRA"},
+    "lora": {"lora": {"rank": 8}},
+    "model": {"model": {"uri": "hf://a/b"}},
+    "data": {"data": {"maxLength": 100}},
+    "training": {"training": {"maxSteps": 3}},
+    "deepspeed": {"deepspeed": {"zeroStage": 1}},
+    "evaluation": {"evaluation": {"everySteps": 3}},
+    "checkpoint": {"checkpoint": {"keepLast": 3}},
+    "output": {"output": {"mergeAdapter": True}},
+    "storage": {"storage": {"claimName": "other"}},
+    "resources": {"resources": {"nodes": 2}},
+    "image": {"image": "x"},
+    "imagePullSecrets": {"imagePullSecrets": [{"name": "x"}]},
+    "serviceAccountName": {"serviceAccountName": "x"},
+    "env": {"env": [{"name": "A", "value": "b"}]},
+    "runPolicy.terminationGracePeriodSeconds": {"runPolicy": {"terminationGracePeriodSeconds": 5}},
+}
+
+
+@pytest.mark.parametrize("field", EDITS)
+def test_frozen_once_started(rig: Rig, field: str) -> None:
+    before = make(rig, changes=EVAL)
+    assert rig.merge(before, {"spec": EDITS[field]}).ok, "editable until it starts"
+    name = make(rig, STARTED, EVAL)
+    answer = rig.merge(name, {"spec": EDITS[field]})
+    assert answer.code == 422
+    assert (
+        f"the job has started, immutable now: spec.{field}; only suspend and runPolicy can be edited"
+        in answer.body["message"]
+    )
+
+
+def test_every_field_is_either_frozen_or_editable() -> None:
+    from posttrain_api.rules.transitions import EDITABLE
+    from posttrain_api.spec import JobSpec
+
+    fields = {field.alias or name for name, field in JobSpec.model_fields.items()}
+    assert fields == {name.partition(".")[0] for name in EDITS} | set(EDITABLE)
+
+
+def test_removing_a_block_is_a_change_too(rig: Rig) -> None:
+    name = make(rig, STARTED, {**EVAL, "spec.tuning": "LoRA"})
+    answer = rig.merge(name, {"spec": {"lora": None, "data": {"maxLength": 9}}})
+    assert "immutable now: spec.lora spec.data;" in answer.body["message"]
+
+
+def test_stays_editable_once_started(rig: Rig) -> None:
+    name = make(rig, STARTED)
+    assert rig.merge(name, {"spec": {"suspend": True}}).ok
+    assert rig.merge(name, {"spec": {"runPolicy": {"activeDeadlineSeconds": 5, "ttlSecondsAfterFinished": 7}}}).ok
+    assert rig.merge(name, {"metadata": {"labels": {"a": "b"}}}).ok
+    assert rig.merge(name, {"status": {"state": "Suspended"}}, status=True).ok
+
+
+@pytest.mark.parametrize("kind", ["Complete", "Failed", "Finished"])
+@pytest.mark.parametrize("after", ["flipped", "other reason", "omitted", "none", "gone"])
+def test_terminal_conditions_are_frozen(rig: Rig, kind: str, after: str) -> None:
+    name = make(rig, {"conditions": [condition("Running", "False"), condition(kind)]})
+    later = {
+        "flipped": [condition(kind, "False")],
+        "other reason": [condition(kind, "True", "Other")],
+        "omitted": [condition("Running", "False")],
+        "none": [],
+        "gone": None,
+    }[after]
+    answer = rig.merge(name, {"status": {"conditions": later}}, status=True)
+    assert answer.code == 422
+    assert "a terminal condition never goes back" in answer.body["message"]
+    assert rig.merge(name, {"status": {"conditions": [condition("Running"), condition(kind)]}}, status=True).ok
+
+
+def test_other_conditions_change_freely(rig: Rig) -> None:
+    name = make(rig, {"conditions": [condition("Running"), condition("Failed", "False")]})
+    assert rig.merge(
+        name, {"status": {"conditions": [condition("Running", "False"), condition("Failed")]}}, status=True
+    ).ok
+
+
+def test_complete_and_failed_exclude_each_other(rig: Rig) -> None:
+    answer = rig.merge(make(rig), {"status": {"conditions": [condition("Complete"), condition("Failed")]}}, status=True)
+    assert answer.code == 422
+    assert "Complete and Failed exclude each other" in answer.body["message"]
+    fine = {"status": {"conditions": [condition("Complete"), condition("Failed", "False")]}}
+    assert rig.merge(make(rig), fine, status=True).ok
+
+
+def test_observed_generation_never_decreases(rig: Rig) -> None:
+    name = make(rig, {"observedGeneration": 3})
+    for lower in (2, None):
+        answer = rig.merge(name, {"status": {"observedGeneration": lower}}, status=True)
+        assert answer.code == 422
+        assert "observedGeneration never decreases" in answer.body["message"]
+    assert rig.merge(name, {"status": {"observedGeneration": 4}}, status=True).ok
+
+
+def test_status_is_not_removed(rig: Rig) -> None:
+    name = make(rig, {"state": "Running"})
+    answer = rig.merge(name, {"status": None}, status=True)
+    assert answer.code == 422
+    assert "status must not be removed" in answer.body["message"]
+
+
+def test_a_users_status_is_dropped(rig: Rig) -> None:
+    answer = rig.create({**job({"metadata.name": "forged", "spec.tuning": REMOVE}), "status": {"state": "Succeeded"}})
+    assert answer.ok
+    assert "status" not in answer.body
+
+
+def test_two_managers_share_the_status(rig: Rig) -> None:
+    """Progress and the rest are applied by two field managers, and neither disturbs the other."""
+    name, kind = make(rig), {"apiVersion": "posttrain.dev/v1alpha1", "kind": "PostTrainingJob"}
+    path, content = f"{JOBS}/{name}/status", "application/apply-patch+yaml"
+    progress = {"percent": 46, "display": "46%", "metrics": [{"name": "loss", "value": "0.82"}]}
+    for manager, status in (
+        ("posttrain-progress", {"progress": progress}),
+        ("posttrain-status", {"state": "Running", "conditions": [condition("Running")]}),
+        ("posttrain-progress", {"progress": {**progress, "percent": 47}}),
+    ):
+        body = {**kind, "metadata": {"name": name}, "status": status}
+        answer = rig.ask("PATCH", path, body, content, fieldManager=manager)
+        assert answer.ok, answer.text
+    assert answer.body["status"]["state"] == "Running"
+    assert answer.body["status"]["progress"]["percent"] == 47
