@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,7 @@ class TokenSet:
         return np.diff(self.offsets)
 
 
-def _map(path: Path, dtype: str) -> NDArray[np.generic]:
+def _map(path: Path, dtype: str) -> NDArray[Any]:
     if path.stat().st_size == 0:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r")
