@@ -22,7 +22,7 @@ END_SECONDS = 150
 
 Manifest = dict[str, Any]
 
-SHAPE = {"family": "Llama", "vocabSize": 260, "hiddenSize": 32, "intermediateSize": 64, "layers": 2, "heads": 2}
+SHAPE = {"family": "Llama", "vocabSize": 261, "hiddenSize": 32, "intermediateSize": 64, "layers": 2, "heads": 2}
 TINY: Manifest = {
     "stage": "Pretrain",
     "model": {"scratch": {**SHAPE, "maxLength": 64}},
