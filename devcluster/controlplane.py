@@ -26,7 +26,13 @@ MASTERS = ("system:masters",)
 # Without nodes only what the API itself needs: owner references, namespaces, and each namespace's account and CA.
 LEAN_CONTROLLERS = ",".join(
     f"{name}-controller"
-    for name in ("garbage-collector", "namespace", "serviceaccount", "root-ca-certificate-publisher")
+    for name in (
+        "clusterrole-aggregation",
+        "garbage-collector",
+        "namespace",
+        "root-ca-certificate-publisher",
+        "serviceaccount",
+    )
 )
 
 
