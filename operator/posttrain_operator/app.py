@@ -1,0 +1,222 @@
+"""Puts the operator together and runs it until it is told to stop, or until any part of it ends.
+
+Called by `__main__`. The order matters: our own tasks exist before kopf starts, because kopf cancels whatever was started after it; workers start
+when all initial lists have been delivered, because a decision on half a picture is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from posttrain_operator.cache import Cache
+from posttrain_operator.cluster import Cluster
+from posttrain_operator.cluster.api import Api
+from posttrain_operator.cluster.connection import Connection, connect
+from posttrain_operator.cluster.errors import ApiError
+from posttrain_operator.cluster.kinds import JOB, PYTORCHJOB, WATCHED
+from posttrain_operator.execute import Executor
+from posttrain_operator.findings import Findings
+from posttrain_operator.health import Health
+from posttrain_operator.jobview import CacheView
+from posttrain_operator.monitoring import Monitoring
+from posttrain_operator.observe import Observer
+from posttrain_operator.recorder import Recorder
+from posttrain_operator.records import Key
+from posttrain_operator.resync import BackendsChanged, Lists, compare_forever, discover_forever, resync_forever
+from posttrain_operator.settings import Settings
+from posttrain_operator.statusserver import StatusServer, start_status_server
+from posttrain_operator.watch import Handlers, Login, Streams, registry_of, watch
+from posttrain_operator.worker import Worker
+from posttrain_operator.workqueue import Backoff, WorkQueue
+
+log = logging.getLogger(__name__)
+EXIT_STOPPED, EXIT_BROKEN, EXIT_CHANGED = 0, 1, 3
+_BEAT = 1.0
+_PATIENCE = 2.0
+
+
+class Parts:
+    """Everything that lives as long as the process."""
+
+    def __init__(self, settings: Settings, connection: Connection) -> None:
+        timing = settings.timing
+        self.settings, self.connection = settings, connection
+        self.monitoring = Monitoring()
+        self.cluster = Cluster(Api(connection, self.monitoring.api_request))
+        self.cache, self.health = Cache(), Health()
+        self.findings = Findings(timing.lookup, time.monotonic)
+        self.queue: WorkQueue[Key] = WorkQueue(Backoff(timing.backoff, timing.backoff_limit))
+        self.streams = Streams()
+        self.login = Login(connection, self.streams)
+        self.status_server: StatusServer | None = None
+        self.observer = Observer(self.cluster, self.cache, self.findings, settings, self.bundle)
+        executor = Executor(self.cluster, self.cache, self.findings, Recorder(self.cluster))
+        self.worker = Worker(self.queue, self.cache, self.observer, executor, self.monitoring)
+
+    def bundle(self) -> str | None:
+        """The status server's CA bundle; None while it does not serve."""
+        return self.status_server.ca_bundle() if self.status_server else None
+
+
+async def run(settings: Settings) -> int:
+    """Runs the operator; returns the process's exit code: 0 after SIGTERM, else something that makes the kubelet start it again."""
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    async with _opened(settings) as parts:
+        tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in _background(parts).items()]
+        main = asyncio.create_task(_serve(parts, stop), name="operator")
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait([main, stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        parts.health.stopping = True
+        stop.set()
+        await _end([main, stopped, *tasks])
+        return _exit_code([main, *tasks])
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    """For the time before kopf puts its own handlers in place."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Parts]:
+    async with contextlib.AsyncExitStack() as stack:
+        connection = await connect()
+        stack.push_async_callback(connection.close)
+        parts = Parts(settings, connection)
+        stack.push_async_callback(parts.login.close)
+        stack.push_async_callback(await parts.monitoring.serve(settings, parts.health))
+        yield parts
+        if parts.status_server:
+            await parts.status_server.close()
+
+
+def _background(parts: Parts) -> dict[str, Coroutine[Any, Any, None]]:
+    """What runs beside the watches from the first moment."""
+    return {"heartbeat": _beat(parts.health), "status server": _keep_status_server(parts), "gauges": _measure(parts)}
+
+
+async def _beat(health: Health) -> None:
+    while True:
+        health.beat()
+        await asyncio.sleep(_BEAT)
+
+
+async def _measure(parts: Parts) -> None:
+    while True:
+        parts.monitoring.measured(parts.cache, len(parts.queue))
+        parts.findings.sweep()
+        await asyncio.sleep(10 * _BEAT)
+
+
+async def _keep_status_server(parts: Parts) -> None:
+    """Starts it, again and again where it cannot start: training goes on without reports."""
+    settings = parts.settings
+    while settings.status_port is not None and settings.status_url and parts.status_server is None:
+        try:
+            view = CacheView(parts.cache)
+            parts.status_server = await start_status_server(settings, parts.cluster, view, parts.monitoring.reported)
+        except Exception as error:  # noqa: BLE001  whatever it is, the control loop does not depend on it
+            log.error("the status server did not start, again in 10 s: %s", error)
+            await asyncio.sleep(10)
+    await asyncio.Event().wait()
+
+
+async def _serve(parts: Parts, stop: asyncio.Event) -> None:
+    """Watches and works until told to stop. Raises where any part of it ends by itself."""
+    has_backend = await _discover(parts)
+    parts.observer.backend_available = has_backend
+    kinds = tuple(kind for kind in WATCHED if kind is not PYTORCHJOB or has_backend)
+    lists = Lists(parts.cluster, parts.cache, parts.settings, kinds)
+    registry = registry_of(Handlers(parts.cache, parts.queue.add), parts.login, kinds)
+    ours = [
+        asyncio.create_task(_work(parts, lists), name="workers"),
+        asyncio.create_task(discover_forever(parts.cluster, parts.settings.timing, has_backend), name="discovery"),
+    ]
+    parts.health.detail = "waiting for the initial lists"
+    watching = asyncio.create_task(watch(parts.settings, registry, stop), name="kopf")
+    try:
+        done, _ = await asyncio.wait([watching, *ours], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        stop.set()
+        await _end([watching, *ours])
+
+
+async def _discover(parts: Parts) -> bool:
+    """Waits for our own kind; says whether the backend's is there."""
+    while not await _has(parts, JOB):
+        parts.health.detail = "waiting for the PostTrainingJob kind; install crds/posttrainingjobs.yaml"
+        log.warning(parts.health.detail)
+        await asyncio.sleep(parts.settings.timing.discovery_missing)
+    return await _has(parts, PYTORCHJOB)
+
+
+async def _has(parts: Parts, kind: Any) -> bool:
+    while True:
+        try:
+            return await parts.cluster.has_kind(kind)
+        except ApiError as error:
+            log.warning("the API server does not answer: %s", error)
+            await asyncio.sleep(1)
+
+
+async def _work(parts: Parts, lists: Lists) -> None:
+    """The workers and the safety nets, once the picture is complete. Ends only by an error."""
+    started = time.monotonic()
+    await _delivered(parts, lists)
+    parts.health.lists_delivered, parts.health.detail = True, "ready"
+    log.info("ready after %.1f s: %s", time.monotonic() - started, dict(parts.cache.counts()))
+    timing = parts.settings.timing
+    async with asyncio.TaskGroup() as group:
+        for number in range(parts.settings.workers):
+            group.create_task(parts.worker.run(), name=f"worker {number}")
+        group.create_task(resync_forever(parts.cache, parts.queue, timing), name="resync")
+        group.create_task(compare_forever(lists, parts.cache, parts.queue, timing), name="comparison")
+
+
+async def _delivered(parts: Parts, lists: Lists) -> None:
+    while True:
+        try:
+            return await lists.delivered(parts.streams)
+        except ApiError as error:
+            log.warning("the initial lists were not compared: %s", error)
+            await asyncio.sleep(1)
+
+
+def _exit_code(ended: list[asyncio.Task[Any]]) -> int:
+    """0 where nothing failed; every failure is logged. A task that was cancelled has not failed."""
+    code = EXIT_STOPPED
+    for task in ended:
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            continue
+        code = max(code, EXIT_CHANGED if _is(error, BackendsChanged) else EXIT_BROKEN)
+        log.critical("%s ended: %s", task.get_name(), error, exc_info=error if code == EXIT_BROKEN else None)
+    return code
+
+
+def _is(error: BaseException, kind: type[Exception]) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is(inner, kind) for inner in error.exceptions)
+    return isinstance(error, kind)
+
+
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    """Gives kopf, and what waits for it, a moment to end by itself, cancels the rest and waits for it."""
+    gentle = [task for task in tasks if task.get_name() in ("kopf", "operator")]
+    if gentle:
+        await asyncio.wait(gentle, timeout=_PATIENCE)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

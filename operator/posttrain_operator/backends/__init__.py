@@ -1,0 +1,1 @@
+"""From a Plan to the child objects that run it. Pure: no cluster, no clock; one module per backend."""

@@ -1,0 +1,144 @@
+"""What the watches have told, in memory: jobs, their children, their pods and the last end state of pods that are gone.
+
+Filled by `watch` (and by the answers to our own writes), read by the observer and, through `view`, by the status server. A failed pod is
+deleted within milliseconds, so its end is kept here until the status has taken it. Nothing here awaits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping
+
+from posttrain_operator.records import ChildRecord, JobRecord, Key, PodRecord
+
+_TOMBSTONES = 8192
+_MAX_GONE_PER_JOB = 4096
+
+
+class Cache:
+    """Latest records; an older resourceVersion never replaces a newer one, and a deleted uid never comes back."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[Key, JobRecord] = {}
+        self.children: dict[Key, ChildRecord] = {}
+        self._pods: defaultdict[Key, dict[str, PodRecord]] = defaultdict(dict)
+        self._dependents: defaultdict[Key, set[Key]] = defaultdict(set)
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+
+    def put_job(self, job: JobRecord) -> None:
+        old = self.jobs.get(job.key)
+        if job.uid in self._deleted or (old and not _newer(job, old)):
+            return
+        if old:
+            self._unlink(old)
+        self.jobs[job.key] = job
+        for parent in job.parents:
+            self._dependents[Key(job.key.namespace, parent)].add(job.key)
+
+    def drop_job(self, key: Key, uid: str) -> None:
+        self._bury(uid)
+        job = self.jobs.get(key)
+        if job is None or job.uid != uid:
+            return
+        self._unlink(job)
+        del self.jobs[key]
+        self._forget_gone(key, frozenset())
+
+    def put_child(self, child: ChildRecord) -> None:
+        old = self.children.get(child.key)
+        if child.uid not in self._deleted and not (old and not _newer(child, old)):
+            self.children[child.key] = child
+
+    def drop_child(self, key: Key, uid: str) -> None:
+        self._bury(uid)
+        child = self.children.get(key)
+        if child and child.uid == uid:
+            del self.children[key]
+
+    def put_pod(self, pod: PodRecord) -> None:
+        old = self._pods[pod.job].get(pod.uid)
+        if pod.uid not in self._deleted and not (old and not _newer(pod, old)):
+            self._pods[pod.job][pod.uid] = pod
+
+    def drop_pod(self, pod: PodRecord) -> None:
+        """The pod is gone; `pod` is what was last seen of it and is kept."""
+        self._bury(pod.uid)
+        if pod.job in self.jobs:
+            self._pods[pod.job][pod.uid] = pod.as_gone()
+        else:
+            self._pods[pod.job].pop(pod.uid, None)
+            self._tidy(pod.job)
+
+    def pods(self, key: Key) -> tuple[PodRecord, ...]:
+        """Live pods and remembered ends, in order of name and uid."""
+        return tuple(sorted(self._pods.get(key, {}).values(), key=lambda pod: (pod.name, pod.uid)))
+
+    def all_pods(self) -> Iterable[PodRecord]:
+        """Every live pod."""
+        return [pod for pods in self._pods.values() for pod in pods.values() if not pod.gone]
+
+    def dependents(self, key: Key) -> frozenset[Key]:
+        """The jobs whose `fromJob` names this one."""
+        return frozenset(self._dependents.get(key, ()))
+
+    def status_took_ends(self, key: Key, attempt_uids: Iterable[str]) -> None:
+        """The job's status is written: of pods that are gone, only the recorded attempt's are still needed."""
+        self._forget_gone(key, frozenset(attempt_uids))
+
+    def versions(self, kind: str) -> dict[str, tuple[Key, str]]:
+        """Of every live object of a kind (jobs, children, pods): uid -> (its job, resourceVersion)."""
+        if kind == "pods":
+            return {pod.uid: (pod.job, pod.resource_version) for pod in self.all_pods()}
+        records: Mapping[Key, JobRecord | ChildRecord] = self.jobs if kind == "jobs" else self.children
+        return {record.uid: (key, record.resource_version) for key, record in records.items()}
+
+    def was_deleted(self, uid: str) -> bool:
+        """Whether the object was seen to go, not long ago."""
+        return uid in self._deleted
+
+    def drop_uid(self, kind: str, key: Key, uid: str) -> None:
+        """An object whose deletion was never told is dropped."""
+        if kind == "jobs":
+            self.drop_job(key, uid)
+        elif kind == "children":
+            self.drop_child(key, uid)
+        elif pod := self._pods.get(key, {}).get(uid):
+            self.drop_pod(pod)
+
+    def counts(self) -> Mapping[str, int]:
+        return {"jobs": len(self.jobs), "children": len(self.children), "pods": len(list(self.all_pods()))}
+
+    def _forget_gone(self, key: Key, keep: frozenset[str]) -> None:
+        pods = self._pods.get(key, {})
+        gone = [uid for uid, pod in pods.items() if pod.gone and uid not in keep]
+        kept = [uid for uid, pod in pods.items() if pod.gone and uid in keep]
+        for uid in [*gone, *kept[_MAX_GONE_PER_JOB:]]:
+            del pods[uid]
+        self._tidy(key)
+
+    def _tidy(self, key: Key) -> None:
+        if not self._pods.get(key):
+            self._pods.pop(key, None)
+
+    def _unlink(self, job: JobRecord) -> None:
+        for parent in job.parents:
+            key = Key(job.key.namespace, parent)
+            self._dependents[key].discard(job.key)
+            if not self._dependents[key]:
+                del self._dependents[key]
+
+    def _bury(self, uid: str) -> None:
+        self._deleted[uid] = None
+        while len(self._deleted) > _TOMBSTONES:
+            self._deleted.popitem(last=False)
+
+
+def _newer(new: JobRecord | ChildRecord | PodRecord, old: JobRecord | ChildRecord | PodRecord) -> bool:
+    """Whether `new` may replace `old`: another object of the name, or a later version of the same."""
+    if new.uid != old.uid:
+        return True
+    return _version(new.resource_version) >= _version(old.resource_version)
+
+
+def _version(text: str) -> int:
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,127 @@
+"""Carries out what `reconcile` wants: creations, patches, deletions, then the status, then events.
+
+Called by the worker; the answers go into the cache at once, so that the next pass does not wait for the watch. A name that is taken
+and a refusal are findings for the next pass, not errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain_api import names
+from posttrain_operator.actions import Actions, Create, Delete, Object, Patch
+from posttrain_operator.backends.configmaps import CA_FILE
+from posttrain_operator.cache import Cache
+from posttrain_operator.cluster import Cluster, Deletion
+from posttrain_operator.cluster.errors import AlreadyExists, Conflict, Forbidden, Invalid
+from posttrain_operator.cluster.kinds import CONFIG_MAP, POD, PYTORCHJOB, Kind
+from posttrain_operator.facts import Found, Refusal
+from posttrain_operator.findings import Findings, Published
+from posttrain_operator.recorder import Recorder
+from posttrain_operator.records import JobRecord, Key
+from posttrain_operator.slim import child_record, controller_uid, job_record
+
+log = logging.getLogger(__name__)
+_KINDS: Mapping[Object, Kind] = {Object.CHILD: PYTORCHJOB, Object.POD: POD, Object.CONFIG_MAP: CONFIG_MAP}
+_OBJECT_MANAGER = "posttrain-operator"
+
+
+class Executor:
+    """Writes; decides nothing."""
+
+    def __init__(self, cluster: Cluster, cache: Cache, findings: Findings, recorder: Recorder) -> None:
+        self._cluster, self._cache, self._findings, self._recorder = cluster, cache, findings, recorder
+
+    async def execute(self, job: JobRecord, actions: Actions) -> bool:
+        """Everything in its order. False: something was in the way and is now a finding; look again at once."""
+        if not await self._create_all(job, actions):
+            return False
+        for patch in actions.patch:
+            await self._patch(job.key, patch)
+        await asyncio.gather(*(self._delete(job.key, deletion) for deletion in actions.delete))
+        if actions.status is not None:
+            job = await self._write_status(job, actions.status)
+        if actions.attempt_uids is not None:
+            self._cache.status_took_ends(job.key, actions.attempt_uids)
+        for event in actions.events:
+            await self._recorder.record(job, event)
+        return True
+
+    async def _create_all(self, job: JobRecord, actions: Actions) -> bool:
+        """What pods mount first, all at once; then the child."""
+        first = [create for create in actions.create if create.kind is not Object.CHILD]
+        last = [create for create in actions.create if create.kind is Object.CHILD]
+        made = await asyncio.gather(*(self._create(job, create) for create in first))
+        return all(made) and all([await self._create(job, create) for create in last])
+
+    async def _create(self, job: JobRecord, create: Create) -> bool:
+        if create.upsert:
+            await self._cluster.apply(_KINDS[create.kind], job.key.namespace, create.body, _OBJECT_MANAGER)
+            self._findings.published[job.key] = Published(job.uid, create.body["data"][CA_FILE])
+            return True
+        try:
+            made = await self._cluster.create(_KINDS[create.kind], job.key.namespace, create.body)
+        except AlreadyExists:
+            return await self._note_taken(job, create)
+        except (Forbidden, Invalid) as error:
+            if create.kind is not Object.CHILD:
+                raise
+            self._findings.refusal.put(job.key, Refusal(error.status, error.message))
+            return False
+        self._note_made(job.key, create, made)
+        return True
+
+    def _note_made(self, key: Key, create: Create, made: Mapping[str, Any]) -> None:
+        if create.kind is Object.CHILD:
+            log.info("%s/%s: PyTorchJob created", key.namespace, key.name)
+            self._findings.obstacle.drop(key)
+            self._cache.put_child(child_record(made))
+        else:
+            self._findings.config.put(key, found_of(made))
+
+    async def _note_taken(self, job: JobRecord, create: Create) -> bool:
+        """The name is taken: by our own object of an earlier try, or by somebody else's."""
+        taken = await self._cluster.get(_KINDS[create.kind], job.key.namespace, create.name)
+        if taken is None:
+            return False
+        found = found_of(taken)
+        if create.kind is Object.CONFIG_MAP:
+            self._findings.config.put(job.key, found)
+            wanted = create.body["metadata"]["annotations"][names.ANNOTATION_SPEC_HASH]
+            return found.owner_uid == job.uid and found.spec_hash == wanted
+        if found.owner_uid == job.uid:
+            self._cache.put_child(child_record(taken))
+            return True
+        self._findings.obstacle.put(job.key, found)
+        return False
+
+    async def _patch(self, key: Key, patch: Patch) -> None:
+        patched = await self._cluster.merge_patch(_KINDS[patch.kind], key.namespace, patch.name, patch.body)
+        self._cache.put_child(child_record(patched))
+
+    async def _delete(self, key: Key, deletion: Delete) -> None:
+        how = Deletion(deletion.uid, deletion.grace_seconds)
+        try:
+            await self._cluster.delete(_KINDS[deletion.kind], key.namespace, deletion.name, how)
+        except Conflict:
+            # Another object of the name: the one that was meant is gone.
+            log.debug("%s/%s: %s %s has another uid", *key, deletion.kind, deletion.name)
+        if deletion.kind is Object.CONFIG_MAP:
+            self._findings.config.drop(key)
+
+    async def _write_status(self, job: JobRecord, status: Mapping[str, Any]) -> JobRecord:
+        namespace, name = job.key
+        written = await self._cluster.apply_status(namespace, name, status, names.STATUS_MANAGER, job.resource_version)
+        record = job_record(written)
+        self._cache.put_job(record)
+        return record
+
+
+def found_of(obj: Mapping[str, Any]) -> Found:
+    """An object that was in the way, or that was just made."""
+    metadata = obj["metadata"]
+    spec_hash = (metadata.get("annotations") or {}).get(names.ANNOTATION_SPEC_HASH, "")
+    return Found(metadata["uid"], controller_uid(metadata), spec_hash, "deletionTimestamp" in metadata)

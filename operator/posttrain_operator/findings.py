@@ -1,0 +1,75 @@
+"""What was found out about objects that are not watched, for a short while.
+
+Filled by the executor (names that were taken, refusals) and the observer (claims that exist), read by the observer. Everything here may be forgotten at
+any time: the next try finds it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from posttrain_operator.facts import Found, Refusal
+from posttrain_operator.records import Key
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """A map whose entries are believed for `seconds`."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._entries: dict[K, tuple[float, V]] = {}
+
+    def get(self, key: K) -> V | None:
+        entry = self._entries.get(key)
+        return entry[1] if entry and self._clock() - entry[0] < self._seconds else None
+
+    def put(self, key: K, value: V) -> None:
+        self._entries[key] = (self._clock(), value)
+
+    def drop(self, key: K) -> None:
+        self._entries.pop(key, None)
+
+    def sweep(self) -> None:
+        """Drops what is no longer believed."""
+        limit = self._clock() - self._seconds
+        for key in [key for key, (at, _) in self._entries.items() if at <= limit]:
+            del self._entries[key]
+
+
+@dataclass(frozen=True)
+class Published:
+    """The CA bundle in the ConfigMap of the job of this uid."""
+
+    uid: str
+    bundle: str | None
+
+
+class Findings:
+    """All of them, by job."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self.config: Recent[Key, Found] = Recent(seconds, clock)
+        self.obstacle: Recent[Key, Found] = Recent(seconds, clock)
+        self.refusal: Recent[Key, Refusal] = Recent(seconds, clock)
+        self.exists: Recent[tuple[str, str, str], bool] = Recent(seconds, clock)
+        self.published: dict[Key, Published] = {}
+
+    def forget(self, key: Key) -> None:
+        """The job is gone."""
+        self.published.pop(key, None)
+        for findings in self._by_job():
+            findings.drop(key)
+
+    def sweep(self) -> None:
+        """Called now and then, so that memory does not grow."""
+        for findings in self._by_job():
+            findings.sweep()
+        self.exists.sweep()
+
+    def _by_job(self) -> tuple[Recent[Key, Any], ...]:
+        return (self.config, self.obstacle, self.refusal)

@@ -1,0 +1,33 @@
+"""What the probes answer from: flags that the operator sets, nothing that is asked of the cluster at that moment.
+
+`app` and `resync` set them, the HTTP endpoints /livez and /readyz read them. Ready means that every initial list has been delivered: an operator
+that watches nothing must never look ready.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Health:
+    """`lists_delivered` is set once; `beat` is called by the event loop; `detail` says what is waited for."""
+
+    def __init__(self, limit_seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lists_delivered = False
+        self.stopping = False
+        self.detail = "starting"
+        self._limit, self._clock = limit_seconds, clock
+        self._last_beat = clock()
+
+    def beat(self) -> None:
+        """The event loop got round."""
+        self._last_beat = self._clock()
+
+    @property
+    def ready(self) -> bool:
+        return self.lists_delivered and not self.stopping
+
+    @property
+    def alive(self) -> bool:
+        return self._clock() - self._last_beat < self._limit

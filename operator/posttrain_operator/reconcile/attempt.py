@@ -1,0 +1,99 @@
+"""An attempt: the set of pod uids that train together, as the status records it, held against the pods that are there. Pure.
+
+`attempts` counts attempts that were decided on, `attempt.number` is the one whose pods are recorded. While `attempts` is larger, the recorded
+pods are condemned: they are deleted, and the next complete set of others is adopted. So a decision is in the status before a pod is
+deleted, and a crash between the two loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from posttrain_operator import clock
+from posttrain_operator.facts import JobFacts, Observation
+from posttrain_operator.records import PodRecord
+
+
+@dataclass(frozen=True)
+class AttemptView:
+    """`size`: pods of a complete attempt. `recorded`: uids in the status. `pods`: live ones and remembered ends."""
+
+    attempts: int
+    number: int
+    size: int
+    recorded: frozenset[str]
+    pods: tuple[PodRecord, ...]
+
+    @classmethod
+    def of(cls, job: JobFacts, seen: Observation) -> AttemptView:
+        attempt: Mapping[str, Any] = job.status.get("attempt") or {}
+        return cls(
+            attempts=max(1, int(job.status.get("attempts", 0))),
+            number=int(attempt.get("number", 0)),
+            size=_size(job, seen),
+            recorded=frozenset(attempt.get("podUIDs") or ()),
+            pods=seen.pods,
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Whether the recorded pods are of the past: the next attempt is decided on and has no pods yet."""
+        return self.attempts > self.number
+
+    @property
+    def live(self) -> tuple[PodRecord, ...]:
+        return tuple(pod for pod in self.pods if not pod.gone)
+
+    @property
+    def old_live(self) -> tuple[PodRecord, ...]:
+        """Recorded pods that still exist."""
+        return tuple(pod for pod in self.live if pod.uid in self.recorded)
+
+    @property
+    def fresh(self) -> tuple[PodRecord, ...]:
+        """Pods that exist and are not recorded."""
+        return tuple(pod for pod in self.live if pod.uid not in self.recorded)
+
+    @property
+    def members(self) -> tuple[PodRecord, ...]:
+        """Pods whose ends decide: the recorded ones, and, while the set is incomplete, everything seen besides."""
+        if self.closed or len(self.recorded) < self.size:
+            return self.pods
+        return tuple(pod for pod in self.pods if pod.uid in self.recorded)
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a recorded pod has a successor: more pods than there is room for, or two of one name."""
+        if self.closed or not self.fresh:
+            return False
+        names = {pod.name for pod in self.pods if pod.uid in self.recorded}
+        crowded = len(self.recorded) + len(self.fresh) > self.size
+        return crowded or any(pod.name in names for pod in self.fresh)
+
+    def joined(self) -> tuple[str, ...]:
+        """Sorted uids of the recorded and all other pods seen."""
+        return tuple(sorted(self.recorded | {pod.uid for pod in self.pods}))
+
+
+def _size(job: JobFacts, seen: Observation) -> int:
+    if seen.intent.plan:
+        return seen.intent.plan.config.topology.nodes
+    return int((job.status.get("resources") or {}).get("pods", 1))
+
+
+def adopted(view: AttemptView, number: int, now: datetime) -> dict[str, Any]:
+    """status.attempt of a new attempt: the pods that are not recorded yet; one that has died already is its failure."""
+    uids = sorted(pod.uid for pod in view.pods if pod.uid not in view.recorded)
+    return {"number": number, "startTime": clock.render(now), "podUIDs": uids}
+
+
+def ripe(view: AttemptView, seen: Observation, now: datetime) -> float:
+    """Seconds until the fresh pods are worth recording: none when they are complete or one has ended, a moment otherwise."""
+    pods = view.fresh
+    if len(pods) >= view.size or any(pod.ended for pod in pods):
+        return 0.0
+    oldest = max((clock.seconds_since(pod.created, now) or 0.0 for pod in pods), default=0.0)
+    return max(0.0, seen.timing.forming - oldest)

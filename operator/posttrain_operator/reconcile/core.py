@@ -1,0 +1,145 @@
+"""`reconcile`: one job, one observation, one moment; what is to be done.
+
+Called by the worker for each key of the queue. See the package for the order of the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from posttrain_operator import clock
+from posttrain_operator.actions import Actions, Create, Delete, Object
+from posttrain_operator.backends import configmaps
+from posttrain_operator.backends.owned import config_name, status_ca_name
+from posttrain_operator.facts import JobFacts, Observation
+from posttrain_operator.reconcile import deadlines
+from posttrain_operator.reconcile.attempt import AttemptView
+from posttrain_operator.reconcile.endings import ending
+from posttrain_operator.reconcile.following import conflict, following
+from posttrain_operator.reconcile.intake import intake, refused
+from posttrain_operator.reconcile.restarts import lost_child, restarting, stuck
+from posttrain_operator.reconcile.suspension import set_suspend, suspension
+from posttrain_operator.status.build import build, differs, transitions
+from posttrain_operator.status.verdict import Verdict
+
+
+def reconcile(job: JobFacts, seen: Observation, now: datetime) -> Actions:
+    """What to do about `job` (which carries its last status). Never raises for what a user or a cluster can show."""
+    if job.deleting:
+        return Actions()
+    verdict = _after_the_end(job, seen, now) if job.terminal else _verdict(job, seen, now)
+    status = build(job, seen.intent, verdict, now)
+    write = not verdict.silent and differs(job.status, status)
+    wait = verdict.after(None if job.terminal else deadlines.next_look(job, now)).requeue_after
+    return Actions(
+        create=verdict.create,
+        patch=verdict.patch,
+        delete=verdict.delete,
+        status=status if write else None,
+        events=(*verdict.events, *transitions(job, status)) if write else (),
+        requeue_after=wait,
+        attempt_uids=_settled_uids(status),
+    )
+
+
+def _settled_uids(status: Mapping[str, Any]) -> frozenset[str] | None:
+    """The recorded pods, once they are the attempt that runs: until then a pod that died may be the next one's failure."""
+    attempt = status.get("attempt") or {}
+    if not attempt or attempt.get("number") != status.get("attempts"):
+        return None
+    return frozenset(attempt.get("podUIDs") or ())
+
+
+def _verdict(job: JobFacts, seen: Observation, now: datetime) -> Verdict:
+    view = AttemptView.of(job, seen)
+    if seen.child is None:
+        return _childless(job, seen, view, now)
+    other = conflict(job, seen)
+    if other:
+        return (_ended(job, seen, view, now) or other) if seen.child.owner_uid == job.uid else other
+    outdated = _outdated(job, seen)
+    if outdated:
+        return outdated
+    verdict = _followed(job, seen, view, now)
+    verdict = verdict.doing(create=_new_bundle(job, seen), delete=stuck(view, seen, now))
+    return verdict.having(backend=_backend(seen), attempts=verdict.changes.get("attempts", view.attempts))
+
+
+def _childless(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
+    return (
+        _ended(job, seen, view, now)
+        or lost_child(job, seen, view, now)
+        or refused(seen)
+        or _cleared(job, seen, view, now)
+    )
+
+
+def _ended(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
+    """What the pods of a child that is gone or going have said at their end."""
+    return ending(job, seen, view, now) if "backend" in job.status else None
+
+
+def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
+    """Nothing is made again before the last pod of a lost child is gone."""
+    if view.live and "backend" in job.status:
+        waiting = restarting(job, seen, view, now)
+        if waiting:
+            return waiting
+    return intake(job, seen, now)
+
+
+def _followed(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
+    return (
+        ending(job, seen, view, now)
+        or suspension(job, seen, view, now)
+        or restarting(job, seen, view, now)
+        or following(job, seen, view, now)
+    )
+
+
+def _backend(seen: Observation) -> dict[str, str]:
+    assert seen.child is not None
+    child = seen.child
+    return {"apiVersion": "kubeflow.org/v1", "kind": Object.CHILD, "name": child.key.name, "uid": child.uid}
+
+
+def _outdated(job: JobFacts, seen: Observation) -> Verdict | None:
+    """The spec was edited between the child's creation and its record in the status: the child is made anew."""
+    plan, child = seen.intent.plan, seen.child
+    if plan is None or child is None or "backend" in job.status or child.spec_hash == plan.spec_hash:
+        return None
+    config = Delete(Object.CONFIG_MAP, config_name(job.key.name))
+    return Verdict(
+        "Pending",
+        "Starting",
+        "the spec was edited; the PyTorchJob is made anew",
+        delete=(config, Delete(Object.CHILD, child.key.name, child.uid)),
+        silent=True,
+    )
+
+
+def _new_bundle(job: JobFacts, seen: Observation) -> tuple[Create, ...]:
+    """The CA bundle has rotated, or the job's copy is lost."""
+    server = seen.status_server
+    if server is None or server.published == server.bundle:
+        return ()
+    body = configmaps.status_ca(job.key.namespace, job.key.name, job.uid, server.bundle)
+    return (Create(Object.CONFIG_MAP, status_ca_name(job.key.name), body, upsert=True),)
+
+
+def _after_the_end(job: JobFacts, seen: Observation, now: datetime) -> Verdict:
+    """A finished job: what still runs is stopped; after its TTL the children go, never the job."""
+    verdict = Verdict("", "", "")
+    child = seen.child
+    if child is None or child.owner_uid != job.uid or child.deleting:
+        return verdict
+    ttl = job.policy("ttlSecondsAfterFinished")
+    age = clock.seconds_since(job.status.get("completionTime"), now) or 0.0
+    if ttl is not None and age >= ttl:
+        maps = (Delete(Object.CONFIG_MAP, name(job.key.name)) for name in (config_name, status_ca_name))
+        return verdict.doing(delete=(*maps, Delete(Object.CHILD, child.key.name, child.uid)))
+    if not (child.suspended or child.holds("Failed") or child.holds("Succeeded")) and job.holds("Failed"):
+        verdict = verdict.doing(patch=(set_suspend(child, True),))
+    return verdict if ttl is None else verdict.after(ttl - age)

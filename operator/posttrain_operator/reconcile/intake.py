@@ -1,0 +1,108 @@
+"""Before there is a child: is the spec understood, may it start, is everything there, then make it. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from posttrain_api.reasons import Reason
+from posttrain_operator.actions import Create, Delete, Object
+from posttrain_operator.backends import configmaps, pytorchjob
+from posttrain_operator.backends.owned import config_name, status_ca_name
+from posttrain_operator.facts import Intent, JobFacts, Missing, Observation
+from posttrain_operator.plan.types import Plan
+from posttrain_operator.reconcile import deadlines, stalls
+from posttrain_operator.status.verdict import Verdict, failed, stalled, starting, suspended
+
+
+def refused(seen: Observation) -> Verdict | None:
+    """A spec that can never run."""
+    intent = seen.intent
+    return failed(intent.failure, intent.message) if intent.failure else None
+
+
+def intake(job: JobFacts, seen: Observation, now: datetime) -> Verdict:
+    """The verdict on a job without a child; the spec is not refused."""
+    held = _held(job, seen.intent)
+    if held:
+        return held
+    late = deadlines.startup(job, now)
+    if late:
+        return late
+    missing = _obstacle(job, seen) or next(iter(seen.missing), None) or _denied(seen)
+    if missing:
+        return stalled(missing.reason, missing.message).after(seen.timing.retry)
+    if _predecessor(job, seen):
+        message = f"waits until what an earlier job named {job.key.name} left behind is deleted"
+        return starting("Pending", "CleaningUp", message).after(seen.timing.settle)
+    return _start(job, seen) if seen.intent.plan else _unknown(seen)
+
+
+def _unknown(seen: Observation) -> Verdict:
+    return starting("Pending", "Observing", "the job has not been read yet").after(seen.timing.retry)
+
+
+def _held(job: JobFacts, intent: Intent) -> Verdict | None:
+    if intent.waiting:
+        return suspended(Reason.WAITING_FOR_DEPENDENCY, intent.waiting)
+    if job.suspend:
+        return suspended(Reason.USER_SUSPENDED, "spec.suspend is true; set it to false to start")
+    return None
+
+
+def _obstacle(job: JobFacts, seen: Observation) -> Missing | None:
+    if not seen.backend_available:
+        message = "the cluster has no PyTorchJob kind (kubeflow.org/v1); install the Kubeflow training-operator"
+        return Missing(Reason.BACKEND_MISSING, message)
+    for kind, found in (("PyTorchJob", seen.obstacle), ("ConfigMap", seen.config)):
+        if found and found.owner_uid != job.uid and not _left_behind(job, seen):
+            name = job.key.name if kind == "PyTorchJob" else config_name(job.key.name)
+            message = f"a {kind} named {name} exists and is not this job's; delete it or rename the job"
+            return Missing(Reason.NAME_CONFLICT, message)
+    return None
+
+
+def _left_behind(job: JobFacts, seen: Observation) -> bool:
+    """Whether what has our name is being deleted already: an earlier job's things, on their way out."""
+    return any(found is not None and found.deleting for found in (seen.obstacle, seen.config))
+
+
+def _predecessor(job: JobFacts, seen: Observation) -> bool:
+    return seen.foreign_pods or _left_behind(job, seen)
+
+
+def _denied(seen: Observation) -> Missing | None:
+    """The API server refused the child: a quota and a policy may change, so both are tried again."""
+    if seen.refusal is None:
+        return None
+    reason = stalls.refusal_reason(seen.refusal.message)
+    known = reason is not Reason.UNSCHEDULABLE
+    message = f"the API server refused the PyTorchJob ({seen.refusal.status}): {seen.refusal.message}"
+    return Missing(reason if known else Reason.BACKEND_MISSING, message)
+
+
+def _start(job: JobFacts, seen: Observation) -> Verdict:
+    plan = seen.intent.plan
+    assert plan is not None
+    begun = starting("Pending", "Starting", "the PyTorchJob is being created")
+    config = seen.config
+    if config and config.spec_hash != plan.spec_hash:
+        stale = Delete(Object.CONFIG_MAP, config_name(job.key.name), config.uid)
+        return _silently(begun.doing(delete=(stale,)))
+    return _silently(begun.doing(create=_children(plan, seen, with_config=config is None)))
+
+
+def _silently(verdict: Verdict) -> Verdict:
+    """The next pass follows at once and knows the child's uid: one status write instead of two."""
+    return Verdict(**{**verdict.__dict__, "silent": True, "requeue_after": 0.0})
+
+
+def _children(plan: Plan, seen: Observation, with_config: bool) -> tuple[Create, ...]:
+    """The configuration first: a pod that finds it missing would wait for the kubelet's next try."""
+    job = plan.config.job
+    made = [Create(Object.CONFIG_MAP, config_name(job.name), configmaps.config_map(plan))] if with_config else []
+    server = seen.status_server
+    if server and server.published != server.bundle:
+        body = configmaps.status_ca(job.namespace, job.name, job.uid, server.bundle)
+        made.append(Create(Object.CONFIG_MAP, status_ca_name(job.name), body, upsert=True))
+    child = pytorchjob.build(plan, server.endpoint if server else None)
+    return (*made, Create(Object.CHILD, job.name, child))

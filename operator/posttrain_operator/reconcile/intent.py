@@ -1,0 +1,140 @@
+"""What a spec asks for: a plan, a refusal, or waiting for another job. Pure.
+
+Called by the observer before a job starts, with the job's relatives: all that `fromJob` leads to, through jobs that are not finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from posttrain_api.job import InvalidJob, Job, parse_job
+from posttrain_api.reasons import Reason
+from posttrain_api.records import Checkpoint, Output
+from posttrain_operator.facts import Intent
+from posttrain_operator.plan.build import build_plan, dependencies
+from posttrain_operator.plan.errors import PlanError
+from posttrain_operator.plan.types import Parent, PlanSettings
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A job that another one names. `outcome`: Succeeded, Failed, or empty while it is not finished."""
+
+    name: str
+    uid: str
+    stage: str
+    outcome: str
+    reason: str
+    parents: tuple[str, ...]
+    output: Mapping[str, Any] | None = None
+    lineage: tuple[Mapping[str, Any], ...] = ()
+    checkpoint: Mapping[str, Any] | None = None
+
+
+Family = Mapping[str, Relative]
+"""By name; a name that is missing is a job that does not exist."""
+
+
+def understand(manifest: Mapping[str, Any], family: Family, settings: PlanSettings) -> Intent:
+    """The intent of a job. Never raises for what a user can write."""
+    try:
+        job = parse_job(manifest)
+    except InvalidJob as error:
+        return Intent(failure=Reason.INVALID_SPEC, message=_problems(error.problems))
+    return _blocked(job, family) or _planned(job, family, settings)
+
+
+def _problems(problems: tuple[Any, ...]) -> str:
+    return "\n".join(str(problem) for problem in problems)
+
+
+def _blocked(job: Job, family: Family) -> Intent | None:
+    """Why no plan can be made yet, or ever: the dependencies."""
+    for name in dependencies(job):
+        cycle = _way(name, job.name, family)
+        if cycle:
+            chain = " -> ".join([job.name, *cycle])
+            return Intent(
+                failure=Reason.DEPENDENCY_CYCLE, message=f"the jobs wait for each other: {chain}; break the circle"
+            )
+    for name in dependencies(job):
+        parent = family.get(name)
+        if parent and parent.outcome == "Failed":
+            message = (
+                f"{name} has failed ({parent.reason}); run it again under another name and name that one in fromJob"
+            )
+            return Intent(failure=Reason.DEPENDENCY_FAILED, message=message)
+    waits = [name for name in dependencies(job) if family.get(name) is None or not family[name].outcome]
+    return Intent(waiting=f"waits for {_chain(waits[0], family)}") if waits else None
+
+
+def _way(start: str, goal: str, family: Family) -> list[str] | None:
+    """Names from `start` to `goal` along unfinished parents; None where there is no way."""
+    trail: list[tuple[str, list[str]]] = [(start, [start])]
+    visited: set[str] = set()
+    while trail:
+        name, path = trail.pop()
+        if name == goal:
+            return path
+        relative = family.get(name)
+        if name in visited or relative is None or relative.outcome:
+            continue
+        visited.add(name)
+        trail.extend((parent, [*path, parent]) for parent in relative.parents)
+    return None
+
+
+def _chain(name: str, family: Family) -> str:
+    relative = family.get(name)
+    if relative is None:
+        return f"{name}, which does not exist (yet)"
+    waits = [p for p in relative.parents if family.get(p) is None or not family[p].outcome]
+    return f"{name}, which waits for {_chain(waits[0], family)}" if waits else f"{name} to succeed"
+
+
+def _planned(job: Job, family: Family, settings: PlanSettings) -> Intent:
+    names = dependencies(job)
+    parents: dict[str, Parent] = {}
+    for name in names:
+        parent = _parent(family[name])
+        if parent is None:
+            message = f"{name} has succeeded, but its status names no output; run it again under another name"
+            return Intent(failure=Reason.DEPENDENCY_FAILED, message=message)
+        parents[name] = parent
+    try:
+        plan = build_plan(job, settings, parents)
+    except PlanError as error:
+        return _refused(error)
+    model = job.spec.model.from_job
+    return Intent(plan=plan, lineage=_lineage(names, family), display_name=model.name if model else "")
+
+
+def _refused(error: PlanError) -> Intent:
+    if error.reason is Reason.WAITING_FOR_DEPENDENCY:
+        return Intent(waiting=_problems(error.problems))
+    return Intent(failure=error.reason, message=_problems(error.problems))
+
+
+def _parent(relative: Relative) -> Parent | None:
+    try:
+        output = Output.model_validate(relative.output)
+        checkpoint = Checkpoint.model_validate(relative.checkpoint) if relative.checkpoint else None
+    except ValidationError:  # an older status, or one without an output: its reader is told by the caller
+        return None
+    return Parent(relative.name, relative.uid, relative.stage, output, checkpoint)
+
+
+def _lineage(names: tuple[str, ...], family: Family) -> tuple[Mapping[str, Any], ...]:
+    """The parents' own lineage, then the parents; each job once, oldest first."""
+    entries: dict[str, Mapping[str, Any]] = {}
+    for name in names:
+        relative = family[name]
+        own = {"job": name, "uid": relative.uid, "stage": relative.stage}
+        digest = (relative.output or {}).get("digest")
+        for entry in (*relative.lineage, {**own, **({"outputDigest": digest} if digest else {})}):
+            entries.setdefault(str(entry.get("uid")), entry)
+    return tuple(entries.values())[-64:]

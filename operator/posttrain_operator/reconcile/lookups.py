@@ -1,0 +1,66 @@
+"""What the observer has to look up, because it is not watched. Pure; asked before each pass.
+
+Nothing on the way of a healthy job: its claim once before it starts, Events only when pods are missing or hang.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from posttrain_operator import clock
+from posttrain_operator.facts import Intent, JobFacts, Observation
+from posttrain_operator.reconcile.attempt import AttemptView
+from posttrain_operator.records import PodRecord
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """Names of claims and ConfigMaps that must exist; uids whose warning Events are wanted; nodes that may be lost."""
+
+    claims: tuple[str, ...] = ()
+    config_maps: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+
+
+def needs_plan(job: JobFacts, has_child: bool) -> bool:
+    """Whether the spec must be understood: before the job is known to have started, and when its child is gone."""
+    return not job.terminal and (not has_child or "backend" not in job.status)
+
+
+def before_start(job: JobFacts, intent: Intent, has_child: bool) -> Lookups:
+    """The claims and ConfigMaps of a job that is about to start."""
+    if has_child or job.suspend or job.terminal or intent.plan is None:
+        return Lookups()
+    plan = intent.plan
+    claims = tuple(sorted({plan.storage_claim, *plan.claims}))
+    return Lookups(claims=claims, config_maps=tuple(sorted(set(plan.config_maps))))
+
+
+def while_running(job: JobFacts, seen: Observation, now: datetime) -> Lookups:
+    """Events of a child whose pods are missing and of pods that hang before their start; nodes of pods that do not go."""
+    child = seen.child
+    if child is None or job.terminal:
+        return Lookups()
+    view = AttemptView.of(job, seen)
+    late = (clock.seconds_since(child.created, now) or 0) >= seen.timing.missing_pods
+    missing = late and not child.suspended and len(view.live) < view.size and not _over(seen)
+    hanging = tuple(pod.uid for pod in view.live if _hangs(pod, seen, now))
+    stuck = tuple(sorted({pod.node for pod in view.live if pod.node and overdue(pod, seen, now)}))
+    return Lookups(events=((child.uid,) if missing else ()) + hanging[:8], nodes=stuck)
+
+
+def _over(seen: Observation) -> bool:
+    return seen.child is not None and (seen.child.holds("Succeeded") or seen.child.holds("Failed"))
+
+
+def _hangs(pod: PodRecord, seen: Observation, now: datetime) -> bool:
+    waits = pod.phase == "Pending" and pod.node is not None and pod.waiting is None
+    return waits and (clock.seconds_since(pod.created, now) or 0) >= seen.timing.mount
+
+
+def overdue(pod: PodRecord, seen: Observation, now: datetime) -> bool:
+    """Whether a pod is Terminating far beyond its grace (`deletionTimestamp` is the end of the grace)."""
+    past = clock.seconds_since(pod.deleting_since, now)
+    return past is not None and past >= seen.timing.lost_node

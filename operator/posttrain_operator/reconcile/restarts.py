@@ -1,0 +1,162 @@
+"""Gang restarts: one lost pod is the loss of all, so all are deleted and made again. Pure.
+
+First the decision is written (restarts, failure, attempts), then, in a later pass that reads it back, the recorded pods are deleted, and when all
+are gone the next set is adopted. Preemption and node loss use up no budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from posttrain_api.reasons import REASONS, Budget, Reason
+from posttrain_operator.actions import Delete, Event, Object
+from posttrain_operator.facts import JobFacts, Observation
+from posttrain_operator.reconcile import lookups
+from posttrain_operator.reconcile.attempt import AttemptView, adopted, ripe
+from posttrain_operator.reconcile.endings import described, failure_of
+from posttrain_operator.reconcile.ends import Fate, PodEnd, cause_of, read_ends
+from posttrain_operator.records import PodRecord
+from posttrain_operator.status import accounting
+from posttrain_operator.status.verdict import Verdict, failed, starting
+
+RESTART_BUDGET = 10
+GRACE_SECONDS = 1
+
+
+def restarting(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
+    """Carries out a restart that was decided, or decides on one; None where the attempt is whole."""
+    if view.closed:
+        return _carry_out(job, seen, view, now)
+    return _decide(job, seen, view, now)
+
+
+def _carry_out(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
+    old = view.old_live
+    if old:
+        doomed = tuple(Delete(Object.POD, p.name, p.uid, GRACE_SECONDS) for p in old if _must_go(p))
+        forced = tuple(Delete(Object.POD, p.name, p.uid, 0) for p in old if p.node in seen.lost_nodes)
+        reason = str(job.condition("Running").get("reason") or "Restarting")
+        message = str(job.status.get("message") or "all pods are deleted and made again")
+        verdict = starting("Restarting", reason, message).doing(delete=doomed + forced)
+        return verdict.after(seen.timing.settle)
+    if not view.fresh:
+        return None
+    wait = ripe(view, seen, now)
+    if wait > 0:
+        return starting("Restarting" if view.attempts > 1 else "Pending", "Starting", "the pods are being made").after(
+            wait
+        )
+    begun = starting("Initializing", "PodsStarting", f"attempt {view.attempts}: the pods are starting")
+    return begun.having(attempts=view.attempts, attempt=adopted(view, view.attempts, now))
+
+
+def _must_go(pod: PodRecord) -> bool:
+    """Not yet on its way, or on its way with a longer grace than a broken gang deserves."""
+    return pod.deleting_since is None or (pod.grace or 0) > GRACE_SECONDS
+
+
+def _decide(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
+    failures = [end for end in read_ends(view.members) if end.fate is Fate.RETRYABLE]
+    wait = _settling(failures, seen, view, now)
+    if wait > 0:
+        message = "a pod has lost its peers; the cause is being looked for"
+        return starting(job.status.get("state", "Running"), "PeerLost", message).after(wait)
+    if failures:
+        return _restart(job, view, cause_of(failures), now)
+    if not view.replaced:
+        return None
+    return _replaced(job, view, now)
+
+
+def _settling(failures: list[PodEnd], seen: Observation, view: AttemptView, now: datetime) -> float:
+    """Seconds in which a cause may still show: only losses of peers are known, and some pod has not ended."""
+    only_losses = failures and all(end.reason is Reason.PEER_LOST for end in failures)
+    undecided = any(not pod.ended for pod in view.members)
+    if not only_losses or not undecided:
+        return 0.0
+    age = (now - failures[0].time).total_seconds()
+    return min(seen.timing.settle, seen.timing.settle - age) if age > -seen.timing.settle else 0.0
+
+
+def _replaced(job: JobFacts, view: AttemptView, now: datetime) -> Verdict:
+    """A changed set without an end that explains it: a pod was replaced behind our back, perhaps while no operator ran."""
+    if not view.old_live:
+        begun = starting("Initializing", "PodsStarting", f"attempt {view.number + 1}: all pods are new")
+        usage = accounting.closing(job, now, lost=True)
+        return begun.having(attempts=view.number + 1, attempt=adopted(view, view.number + 1, now), usage=usage)
+    names = ", ".join(pod.name for pod in view.fresh)
+    failure = {"reason": Reason.PEER_LOST, "message": f"{names} was replaced and its end is not known"}
+    exhausted = _exhausted(job, Reason.PEER_LOST, failure)
+    return exhausted or _begin(job, view, failure, str(failure["message"]), now)
+
+
+def _restart(job: JobFacts, view: AttemptView, cause: PodEnd, now: datetime) -> Verdict:
+    failure = cause.to_failure()
+    reason = Reason(failure["reason"])
+    if reason is Reason.TRAINER_ERROR and _same_as_last(job, failure):
+        return failure_of(cause).having(usage=accounting.closing(job, now, lost=False))
+    exhausted = _exhausted(job, reason, failure)
+    if exhausted:
+        return exhausted.having(usage=accounting.closing(job, now, lost=False))
+    return _begin(job, view, failure, described(cause), now)
+
+
+def _same_as_last(job: JobFacts, failure: Mapping[str, Any]) -> bool:
+    """The same unknown error at the same step twice running: a third time would be the same again."""
+    last = job.status.get("failure") or {}
+    return last.get("reason") == failure["reason"] and last.get("step") == failure.get("step")
+
+
+def _exhausted(job: JobFacts, reason: Reason, failure: Mapping[str, Any]) -> Verdict | None:
+    used = int((job.status.get("restarts") or {}).get("total", 0))
+    if REASONS[reason].budget is Budget.FREE or used < RESTART_BUDGET:
+        return None
+    message = f"{used} restarts are used up; the last cause is {reason}: {failure['message']}"
+    return failed(Reason.RESTART_BUDGET_EXHAUSTED, message).having(failure=dict(failure))
+
+
+def _begin(job: JobFacts, view: AttemptView, failure: Mapping[str, Any], message: str, now: datetime) -> Verdict:
+    """The decision alone: what it condemns is deleted by the pass that reads it back."""
+    reason = Reason(failure["reason"])
+    attempt = {**(job.status.get("attempt") or {}), "podUIDs": list(view.joined())}
+    number = view.attempts + 1
+    verdict = starting("Restarting", reason, f"attempt {number} begins: {message}").having(
+        attempts=number,
+        attempt={"number": max(1, view.number), **attempt},
+        restarts=counted(job.status.get("restarts") or {}, reason),
+        failure=dict(failure),
+        usage=accounting.closing(job, now, lost=True),
+    )
+    event = Event("Warning", reason, f"restarting all pods: {message}")
+    return Verdict(**{**verdict.__dict__, "events": (event,), "requeue_after": 0.0})
+
+
+def counted(restarts: Mapping[str, Any], reason: Reason) -> dict[str, Any]:
+    """status.restarts with one more; `total` has only those that use up the budget."""
+    causes = dict(restarts.get("byCause") or {})
+    causes[str(reason)] = int(causes.get(str(reason), 0)) + 1
+    free = REASONS[reason].budget is Budget.FREE
+    return {"total": int(restarts.get("total", 0)) + (0 if free else 1), "byCause": causes}
+
+
+def extended(view: AttemptView, seen: Observation, job: JobFacts, now: datetime) -> Mapping[str, Any] | None:
+    """status.attempt with pods that came late to an incomplete set; None where nothing changes."""
+    if view.closed or not view.fresh or view.replaced:
+        return None
+    return {**job.status["attempt"], "podUIDs": list(view.joined())}
+
+
+def lost_child(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
+    """The child of a running job was deleted by somebody: its pods go with it, and it is made again."""
+    if "backend" not in job.status or view.closed:
+        return None
+    failure = {"reason": Reason.PEER_LOST, "message": "the PyTorchJob was deleted; it is made again"}
+    return _exhausted(job, Reason.PEER_LOST, failure) or _begin(job, view, failure, str(failure["message"]), now)
+
+
+def stuck(view: AttemptView, seen: Observation, now: datetime) -> tuple[Delete, ...]:
+    """Pods that cannot end because their node is lost: deleted without grace."""
+    gone = (p for p in view.live if p.node in seen.lost_nodes and lookups.overdue(p, seen, now))
+    return tuple(Delete(Object.POD, p.name, p.uid, 0) for p in gone)

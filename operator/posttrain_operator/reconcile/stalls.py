@@ -1,0 +1,103 @@
+"""Why pods do not start, read from pods, from Events and from the API server's answers. Pure.
+
+A stall is never the end: the job is looked at again, and the condition is cleared as soon as nothing is found here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime
+
+from posttrain_api.reasons import Reason
+from posttrain_operator import clock
+from posttrain_operator.facts import JobFacts, Missing, Note, Observation
+from posttrain_operator.reconcile.attempt import AttemptView
+from posttrain_operator.records import PodRecord
+
+_IMAGE = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
+_NOT_FOUND = re.compile(r'(secret|configmap|persistentvolumeclaim)s? "([^"]+)" not found', re.IGNORECASE)
+_BY_OBJECT = {
+    "secret": (Reason.SECRET_NOT_FOUND, "Secret"),
+    "configmap": (Reason.CONFIG_MAP_NOT_FOUND, "ConfigMap"),
+    "persistentvolumeclaim": (Reason.STORAGE_NOT_FOUND, "PersistentVolumeClaim"),
+}
+
+
+def find(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Missing | None:
+    """The first reason found, in order: images, missing objects, placement, pods that cannot be made."""
+    live = view.live
+    return (
+        _first(_waiting(job, pod) for pod in live)
+        or _first(_mount(pod, seen.notes) for pod in live)
+        or _first(_unplaced(pod, seen, now) for pod in live)
+        or _unmade(job, seen, view)
+    )
+
+
+def _first(found: Iterable[Missing | None]) -> Missing | None:
+    return next((missing for missing in found if missing), None)
+
+
+def _waiting(job: JobFacts, pod: PodRecord) -> Missing | None:
+    if pod.waiting is None or pod.ended:
+        return None
+    if pod.waiting.reason in _IMAGE:
+        return _steady(
+            job, Missing(Reason.IMAGE_PULL_FAILED, f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}")
+        )
+    return not_found(pod.waiting.message) if pod.waiting.reason == "CreateContainerConfigError" else None
+
+
+def _steady(job: JobFacts, missing: Missing) -> Missing:
+    """Keeps the first message of a stall whose wording swings between an error and its back-off."""
+    last = job.condition("Stalled")
+    same = last.get("status") == "True" and last.get("reason") == missing.reason
+    return Missing(missing.reason, last["message"]) if same and last.get("message") else missing
+
+
+def not_found(message: str) -> Missing | None:
+    """A Secret, ConfigMap or claim that a message of Kubernetes says is not there."""
+    found = _NOT_FOUND.search(message)
+    if not found:
+        return None
+    reason, kind = _BY_OBJECT[found[1].lower()]
+    return Missing(
+        reason, f"{kind} {found[2]} does not exist in the job's namespace; create it, the pods then start by themselves"
+    )
+
+
+def _mount(pod: PodRecord, notes: Iterable[Note]) -> Missing | None:
+    if pod.phase != "Pending":
+        return None
+    return _first(not_found(note.message) for note in notes if note.about == pod.uid and note.reason == "FailedMount")
+
+
+def _unplaced(pod: PodRecord, seen: Observation, now: datetime) -> Missing | None:
+    if pod.unschedulable is None or pod.ended:
+        return None
+    missing = not_found(pod.unschedulable)
+    if missing:
+        return missing
+    patient = (clock.seconds_since(pod.created, now) or 0) >= seen.timing.mount
+    return Missing(Reason.UNSCHEDULABLE, f"pod {pod.name}: {pod.unschedulable}") if patient else None
+
+
+def _unmade(job: JobFacts, seen: Observation, view: AttemptView) -> Missing | None:
+    """Pods are missing and the child's own Events say why; older ones than the last time all ran do not count."""
+    if seen.child is None or len(view.live) >= view.size:
+        return None
+    since = clock.parse(job.condition("Running").get("lastTransitionTime"))
+    notes = [n for n in seen.notes if n.about == seen.child.uid and n.reason.startswith("FailedCreate")]
+    recent = [n for n in notes if since is None or (clock.parse(n.time) or since) >= since]
+    if not recent:
+        return None
+    latest = max(recent, key=lambda note: note.time or "")
+    return Missing(refusal_reason(latest.message), latest.message)
+
+
+def refusal_reason(message: str) -> Reason:
+    """Which reason the API server's refusal of a pod or child is."""
+    if "exceeded quota" in message or "must specify limits" in message:
+        return Reason.QUOTA_EXCEEDED
+    return Reason.POD_SECURITY_DENIED if "PodSecurity" in message else Reason.UNSCHEDULABLE

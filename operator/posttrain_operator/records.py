@@ -1,0 +1,124 @@
+"""Slim records of what is watched: the few fields that decisions are made from.
+
+Made by `slim` from whole objects, kept by `cache`, read by `reconcile`. Whole bodies are never kept: ten thousand of them would
+not fit in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+
+class Key(NamedTuple):
+    """A job by namespace and name; its children have the same."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A PostTrainingJob. `raw`: JSON of its slim manifest; `parents`: the jobs that `fromJob` names."""
+
+    key: Key
+    uid: str
+    resource_version: str
+    generation: int
+    deleting: bool
+    parents: tuple[str, ...]
+    raw: bytes
+
+    def manifest(self) -> dict[str, Any]:
+        """metadata, spec and status as plain JSON types."""
+        parsed: dict[str, Any] = json.loads(self.raw)
+        return parsed
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionRecord:
+    """One condition of a child. `since`: lastTransitionTime as written."""
+
+    status: str
+    reason: str = ""
+    message: str = ""
+    since: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRecord:
+    """A PyTorchJob. `owner_uid`: the controller's uid; `conditions` by type."""
+
+    key: Key
+    uid: str
+    resource_version: str
+    owner_uid: str | None
+    spec_hash: str
+    suspended: bool
+    deleting: bool
+    created: str | None
+    conditions: Mapping[str, ConditionRecord] = field(default_factory=dict)
+
+    def holds(self, condition: str) -> bool:
+        """Whether the condition is True."""
+        found = self.conditions.get(condition)
+        return found is not None and found.status == "True"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How the trainer's container ended. `exit_code` None: no container of ours ended (eviction, init failure)."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str = ""
+    """The container's (OOMKilled, Error, …)."""
+    message: str = ""
+    finished_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A container that cannot start: Kubernetes' reason and message."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """A pod of a job. `gone`: deleted; then this is the last that was seen of it."""
+
+    job: Key
+    job_uid: str
+    name: str
+    uid: str
+    resource_version: str
+    role: str
+    """`Master` or `Worker`."""
+    index: int
+    phase: str
+    created: str | None
+    node: str | None = None
+    deleting_since: str | None = None
+    grace: int | None = None
+    ready: bool = False
+    ready_since: str | None = None
+    unschedulable: str | None = None
+    waiting: Waiting | None = None
+    end: End | None = None
+    pod_reason: str = ""
+    pod_message: str = ""
+    disruption: str = ""
+    """Reason of the DisruptionTarget condition."""
+    gone: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never run again."""
+        return self.gone or self.phase in ("Succeeded", "Failed")
+
+    def as_gone(self) -> PodRecord:
+        return replace(self, gone=True)

@@ -1,0 +1,149 @@
+"""The safety nets under the watches: the initial lists, a slow resync, and a comparison of the cache with the cluster.
+
+kopf does not tell of deletions that it missed while its stream was away, and a watch that died silently looks like a quiet cluster. So the
+metadata of everything is listed now and then: what is gone is dropped, and a cache that stays behind ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from posttrain_operator.cache import Cache
+from posttrain_operator.cluster import Cluster
+from posttrain_operator.cluster.api import resource_path
+from posttrain_operator.cluster.errors import ApiError
+from posttrain_operator.cluster.kinds import JOB, POD, PYTORCHJOB, Kind
+from posttrain_operator.facts import JobFacts
+from posttrain_operator.records import Key
+from posttrain_operator.settings import Settings, Timing
+from posttrain_operator.watch import Streams
+from posttrain_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+_CACHED = {JOB: "jobs", PYTORCHJOB: "children", POD: "pods"}
+_POLL = 0.05
+
+
+class Diverged(Exception):
+    """The watches have stayed behind the cluster twice running: they are dead. The process ends and starts anew."""
+
+
+class Lists:
+    """Compares the cluster with the cache for all watched kinds and namespaces."""
+
+    def __init__(self, cluster: Cluster, cache: Cache, settings: Settings, kinds: tuple[Kind, ...]) -> None:
+        self._cluster, self._cache, self._kinds = cluster, cache, kinds
+        self._namespaces: tuple[str | None, ...] = settings.watch_namespaces or (None,)
+
+    def stream_paths(self) -> set[str]:
+        """Paths of the watch streams that must be open."""
+        return {
+            resource_path(kind.api_version, kind.plural, namespace)
+            for kind in self._kinds
+            for namespace in self._namespaces
+        }
+
+    async def delivered(self, streams: Streams) -> None:
+        """Returns once every stream is open and everything that then existed is in the cache."""
+        while not self.stream_paths() <= streams.opened:
+            await asyncio.sleep(_POLL)
+        for kind in self._kinds:
+            listed = await self._listed(kind)
+            while self._unknown(kind, listed):
+                await asyncio.sleep(_POLL)
+
+    async def lost(self) -> list[tuple[Kind, Key, str]]:
+        """What the cache has and the cluster had no more: (kind, job, uid)."""
+        gone: list[tuple[Kind, Key, str]] = []
+        for kind in self._kinds:
+            before = self._cache.versions(_CACHED[kind])
+            listed = await self._listed(kind)
+            gone += [
+                (kind, key, uid)
+                for uid, (key, _) in before.items()
+                if uid not in listed and not self._cache.was_deleted(uid)
+            ]
+        return gone
+
+    async def behind(self, patience: float) -> int:
+        """How many objects the cache still lacks, or has in an older version, `patience` seconds after they were listed."""
+        listed = {kind: await self._listed(kind) for kind in self._kinds}
+        await asyncio.sleep(patience)
+        return sum(len(self._unknown(kind, versions, exact=True)) for kind, versions in listed.items())
+
+    def _unknown(self, kind: Kind, listed: dict[str, str], exact: bool = False) -> list[str]:
+        cached = self._cache.versions(_CACHED[kind])
+        missing = [uid for uid in listed if uid not in cached and not self._cache.was_deleted(uid)]
+        older = [uid for uid in listed if exact and uid in cached and _older(cached[uid][1], listed[uid])]
+        return missing + older
+
+    async def _listed(self, kind: Kind) -> dict[str, str]:
+        """uid -> resourceVersion. Pods without our job label are not ours, whatever manages them."""
+        return {m["uid"]: m["resourceVersion"] async for m in self._metadata(kind) if kind is not POD or _has_job(m)}
+
+    async def _metadata(self, kind: Kind) -> AsyncIterator[dict[str, Any]]:
+        for namespace in self._namespaces:
+            async for metadata in self._cluster.list_metadata(kind, namespace):
+                yield metadata
+
+
+def _has_job(metadata: dict[str, Any]) -> bool:
+    labels = metadata.get("labels")
+    return isinstance(labels, dict) and "posttrain.dev/job-name" in labels
+
+
+def _older(cached: str, listed: str) -> bool:
+    return cached.isdigit() and listed.isdigit() and int(cached) < int(listed)
+
+
+async def compare_forever(lists: Lists, cache: Cache, queue: WorkQueue[Key], timing: Timing) -> None:
+    """Drops what is gone; Diverged where the cache stays behind twice running. An API server that does not answer is no verdict."""
+    bad = 0
+    while True:
+        await asyncio.sleep(timing.divergence)
+        try:
+            for kind, key, uid in await lists.lost():
+                log.warning("%s of %s/%s is gone and no watch said so", kind.kind, *key)
+                cache.drop_uid(_CACHED[kind], key, uid)
+                queue.add(key)
+            behind = await lists.behind(timing.settle)
+        except ApiError as error:
+            log.warning("the cache was not compared: %s", error)
+            continue
+        bad = bad + 1 if behind else 0
+        if bad >= 2:
+            raise Diverged(f"{behind} objects are newer in the cluster than in the cache")
+
+
+async def resync_forever(cache: Cache, queue: WorkQueue[Key], timing: Timing) -> None:
+    """Looks at every job that is not finished once in each period, spread over it."""
+    while True:
+        keys = list(active_jobs(cache))
+        for number, key in enumerate(keys):
+            queue.add_after(key, timing.resync * (number + 1) / (len(keys) + 1))
+        await asyncio.sleep(timing.resync)
+
+
+def active_jobs(cache: Cache) -> Iterable[Key]:
+    """The jobs that are not finished; a finished one that waits for its TTL has its own timer."""
+    return (key for key, record in list(cache.jobs.items()) if not JobFacts.of(record).terminal)
+
+
+class BackendsChanged(Exception):
+    """A kind that we use came or went: the watches must be set up anew."""
+
+
+async def discover_forever(cluster: Cluster, timing: Timing, had_backend: bool) -> None:
+    """BackendsChanged when PyTorchJob comes or goes; often while it is missing, seldom otherwise."""
+    while True:
+        await asyncio.sleep(timing.discovery if had_backend else timing.discovery_missing)
+        try:
+            has = await cluster.has_kind(PYTORCHJOB)
+        except ApiError as error:
+            log.warning("the cluster's kinds were not read: %s", error)
+            continue
+        if has != had_backend:
+            raise BackendsChanged(f"PyTorchJob {'is served now' if has else 'is no longer served'}: starting anew")

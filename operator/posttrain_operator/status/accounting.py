@@ -1,0 +1,56 @@
+"""Time and GPU time of a job. Pure.
+
+`usage.activeSeconds` is the sum over attempts that ended; the attempt that is open counts from its startTime to now. The
+rest follows: GPU seconds are active seconds times GPUs, so that nothing drifts apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from posttrain_operator import clock
+from posttrain_operator.facts import JobFacts
+
+
+def open_seconds(job: JobFacts, now: datetime) -> float:
+    """Seconds of the attempt that runs now; 0 where none is open."""
+    attempt = job.status.get("attempt") or {}
+    is_open = attempt.get("number") == job.status.get("attempts") and not job.holds("Suspended") and not job.terminal
+    return max(0.0, clock.seconds_since(attempt.get("startTime"), now) or 0.0) if is_open else 0.0
+
+
+def active_seconds(job: JobFacts, now: datetime) -> float:
+    """Seconds with pods admitted, over all attempts: what activeDeadlineSeconds is judged on."""
+    return float((job.status.get("usage") or {}).get("activeSeconds", 0)) + open_seconds(job, now)
+
+
+def closing(job: JobFacts, now: datetime, lost: bool) -> dict[str, Any]:
+    """status.usage once the open attempt has ended; `lost`: what was done since the last checkpoint is lost."""
+    usage = dict(job.status.get("usage") or {})
+    usage["activeSeconds"] = int(active_seconds(job, now))
+    if lost:
+        usage["gpuSecondsLost"] = int(usage.get("gpuSecondsLost", 0)) + int(
+            _unsaved_seconds(job, now) * gpus(job.status)
+        )
+    return usage
+
+
+def with_gpu_seconds(job: JobFacts, status: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """status.usage with gpuSeconds up to now."""
+    usage = dict(status.get("usage") or {})
+    closed = usage.get("activeSeconds", 0) != (job.status.get("usage") or {}).get("activeSeconds", 0)
+    seconds = float(usage.get("activeSeconds", 0)) + (0.0 if closed else open_seconds(job, now))
+    return {"gpuSecondsLost": 0, "activeSeconds": 0, **usage, "gpuSeconds": int(seconds * gpus(status))}
+
+
+def gpus(status: Mapping[str, Any]) -> int:
+    """GPUs of the whole job, as the status says."""
+    return int((status.get("resources") or {}).get("gpus", 0))
+
+
+def _unsaved_seconds(job: JobFacts, now: datetime) -> float:
+    saved = clock.seconds_since(((job.status.get("checkpoints") or {}).get("last") or {}).get("time"), now)
+    total = open_seconds(job, now)
+    return total if saved is None else min(total, max(0.0, saved))

@@ -1,0 +1,181 @@
+"""kopf as the watch engine, and nothing more: its events fill the cache and name the job to look at.
+
+The only importer of kopf. Handlers never await and never raise; kopf gets no rights to write and writes nothing: no finalizer, no
+annotation, no event. Its end for any reason is the end of the process, because a cache without its watches is of unknown age.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import kopf
+
+from posttrain_operator.cache import Cache
+from posttrain_operator.cluster.connection import Connection
+from posttrain_operator.cluster.kinds import JOB, POD, PYTORCHJOB, SELECTORS, Kind
+from posttrain_operator.records import Key
+from posttrain_operator.settings import Settings
+from posttrain_operator.slim import child_record, job_record, pod_record
+
+log = logging.getLogger(__name__)
+LOGIN_MINUTES = 30
+Enqueue = Callable[[Key], None]
+
+
+class Handlers:
+    """From watch events to the cache and the queue."""
+
+    def __init__(self, cache: Cache, enqueue: Enqueue) -> None:
+        self._cache, self._enqueue = cache, enqueue
+
+    async def on_job(self, event: Mapping[str, Any], **_: Any) -> None:
+        record = job_record(event["object"])
+        if event["type"] == "DELETED":
+            self._cache.drop_job(record.key, record.uid)
+        else:
+            self._cache.put_job(record)
+        self._enqueue(record.key)
+        for dependent in self._cache.dependents(record.key):
+            self._enqueue(dependent)
+
+    async def on_child(self, event: Mapping[str, Any], **_: Any) -> None:
+        record = child_record(event["object"])
+        if event["type"] == "DELETED":
+            self._cache.drop_child(record.key, record.uid)
+        else:
+            self._cache.put_child(record)
+        self._enqueue(record.key)
+
+    async def on_pod(self, event: Mapping[str, Any], **_: Any) -> None:
+        record = pod_record(event["object"])
+        if record is None:
+            return
+        if event["type"] == "DELETED":
+            self._cache.drop_pod(record)
+        else:
+            self._cache.put_pod(record)
+        self._enqueue(record.job)
+
+
+class Streams:
+    """Which watch streams have been opened: kopf opens one only after its list was read to the end."""
+
+    def __init__(self) -> None:
+        self.opened: set[str] = set()
+
+    def trace(self) -> aiohttp.TraceConfig:
+        config = aiohttp.TraceConfig()
+        config.on_request_end.append(self._ended)
+        return config
+
+    async def _ended(
+        self, _: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestEndParams
+    ) -> None:
+        if params.url.query.get("watch") == "true" and params.response.status == 200:
+            self.opened.add(params.url.path)
+
+
+class Login:
+    """kopf's login: a session with the token of the moment. Must be async, or kopf lives on watching nothing."""
+
+    def __init__(self, connection: Connection, streams: Streams) -> None:
+        self._connection, self._streams = connection, streams
+        self._sessions: list[aiohttp.ClientSession] = []
+
+    async def __call__(self, **_: Any) -> kopf.AiohttpSession:
+        session = await self._connection.watch_session([self._streams.trace()])
+        self._sessions.append(session)
+        # The streams of the last but one login have long been opened anew: the server ends each after ten minutes.
+        while len(self._sessions) > 2:
+            await self._sessions.pop(0).close()
+        return kopf.AiohttpSession(
+            server=self._connection.server,
+            aiohttp_session=session,
+            expiration=datetime.now(UTC) + timedelta(minutes=LOGIN_MINUTES),
+        )
+
+    async def close(self) -> None:
+        for session in self._sessions:
+            await session.close()
+
+
+class NullDiffBase(kopf.DiffBaseStorage):
+    """kopf keeps no memory of objects: without this every event costs a deep copy and a diff."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class CappedJitter:
+    """Endless back-offs for kopf's requests: an API server that is away for an hour must not end the operator."""
+
+    def __init__(self, first: float, factor: float, limit: float) -> None:
+        self._first, self._factor, self._limit = first, factor, limit
+
+    def __iter__(self) -> Iterator[float]:
+        delay = self._first
+        while True:
+            yield delay * (0.75 + random.random() / 2)
+            delay = min(self._limit, delay * self._factor)
+
+
+def watch_settings() -> kopf.OperatorSettings:
+    """kopf's settings; each has its reason in docs/decisions."""
+    settings = kopf.OperatorSettings()
+    settings.peering.standalone = True
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
+    settings.persistence.diffbase_storage = NullDiffBase()
+    settings.persistence.finalizer = f"{JOB.group}/unused"
+    settings.watching.chunk_size = 500
+    settings.watching.server_timeout = 600
+    settings.watching.connect_timeout = 10
+    settings.watching.reconnect_backoff = 1.0
+    settings.queueing.idle_timeout = 0.2
+    settings.networking.request_timeout = 60
+    settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = CappedJitter(0.5, 2, 30)
+    settings.networking.enforce_retry_after = True
+    settings.execution.max_workers = 2
+    settings.process.ultimate_exiting_timeout = 25
+    for kind, selector in SELECTORS.items():
+        if selector:
+            settings.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
+    return settings
+
+
+def registry_of(handlers: Handlers, login: Login, kinds: tuple[Kind, ...]) -> kopf.OperatorRegistry:
+    """Handlers for the kinds that the cluster has."""
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(id="login", registry=registry)(login.__call__)
+    by_kind: Mapping[Kind, Any] = {JOB: handlers.on_job, PYTORCHJOB: handlers.on_child, POD: handlers.on_pod}
+    for kind in kinds:
+        event = kopf.on.event(
+            group=kind.group, version=kind.version, plural=kind.plural, id=kind.plural, registry=registry
+        )
+        event(by_kind[kind])
+    return registry
+
+
+async def watch(settings: Settings, registry: kopf.OperatorRegistry, stop: Any) -> None:
+    """Runs kopf until SIGTERM, `stop` (an asyncio.Event) or an error; returns only on the first two."""
+    await kopf.operator(
+        registry=registry,
+        settings=watch_settings(),
+        standalone=True,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
+        stop_flag=stop,
+    )
