@@ -1,0 +1,282 @@
+"""The launcher with real torchrun and stub ranks: exit codes, signals, termination messages, two nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prepare_kit import job, texts, write_config, write_jsonl
+
+from posttrain_api import names
+from posttrain_api.reasons import Reason
+from posttrain_api.records import DataReport, Failure, Resolved, Success, parse_termination
+from posttrain_api.trainer import Topology, TrainerConfig
+from posttrain_trainer.prepared import Prepared, write_manifest
+
+Actions = Mapping[int, list[Any]]
+
+
+class Pod:
+    """One launcher process, with its termination message and output in files."""
+
+    def __init__(self, folder: Path, config: TrainerConfig, env: Mapping[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config = config
+        self.termination = folder / "termination-log"
+        self.output = folder / "output"
+        path = write_config(config, folder)
+        base = {key: value for key, value in os.environ.items() if not key.startswith(("PET_", "HF_"))}
+        full = {
+            **base,
+            names.ENV_CONFIG: str(path),
+            names.ENV_TERMINATION_LOG: str(self.termination),
+            "POSTTRAIN_WORKER_MODULE": "stub_worker",
+            "POSTTRAIN_BACKOFF_SCALE": "0",
+            "PYTHONPATH": str(Path(__file__).parent),
+            **env,
+        }
+        with self.output.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "posttrain_trainer"], env=full, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def end(self, timeout: float = 90) -> tuple[int, Failure | Success | None]:
+        code = self.process.wait(timeout)
+        text = self.termination.read_text() if self.termination.exists() else None
+        return code, parse_termination(text)
+
+    def wait_for(self, *files: str, timeout: float = 60) -> None:
+        paths = [Path(self.config.run_dir) / name for name in files]
+        deadline = time.monotonic() + timeout
+        while not all(path.exists() and path.stat().st_size for path in paths):
+            assert self.process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.05)
+
+    def wait_to_say(self, text: str, timeout: float = 60) -> None:
+        deadline = time.monotonic() + timeout
+        while text not in self.output.read_text():
+            assert self.process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.05)
+
+
+def manifest(config: TrainerConfig) -> None:
+    folder = Path(config.run_dir) / names.PREPARED_DIR
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = Resolved(zero_stage=0, warmup_steps=0, total_steps=1, precision="FP32", attention="SDPA")
+    report = DataReport(rows=1, used=1, tokens=2)
+    fields = dict.fromkeys(("model_dir", "model_digest", "tokenizer_dir", "train_dir", "data_digest"), "x")
+    write_manifest(folder, Prepared(config_digest=config.digest(), data_report=report, resolved=resolved, **fields))
+
+
+Start = Callable[..., Pod]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    pods: list[Pod] = []
+
+    def begin(actions: Actions, nodes: int = 1, node: int = 0, prepared: bool = True, **env: str) -> Pod:
+        topology = Topology(nodes=nodes, processes_per_node=len(actions) // nodes, gpus_per_node=0)
+        config = job(tmp_path, tmp_path / "train.jsonl", topology=topology, grace_seconds=8)
+        if prepared:
+            manifest(config)
+        stub = {"STUB": json.dumps({str(rank): list(todo) for rank, todo in actions.items()})}
+        pods.append(Pod(tmp_path / f"pod-{node}", config, {**stub, **env}))
+        return pods[-1]
+
+    yield begin
+    for pod in pods:
+        if pod.process.poll() is None:
+            pod.process.kill()
+            pod.process.wait()
+
+
+def failure_of(pod: Pod) -> Failure:
+    code, word = pod.end()
+    assert isinstance(word, Failure), pod.output.read_text()
+    assert word.exit_code == code
+    return word
+
+
+def test_success(start: Start) -> None:
+    token = {"HF_TOKEN": "hf_secret"}
+    pod = start({0: [["say", "hello"], "environment", "succeed"], 1: ["environment", "succeed"]}, **token)
+    code, word = pod.end()
+    assert code == 0, pod.output.read_text()
+    assert isinstance(word, Success)
+    assert word.step == 7
+    output = pod.output.read_text()
+    assert "[rank0]: hello" in output
+    assert "hf_secret" not in output
+    seen = json.loads((Path(pod.config.run_dir) / "environment-1.json").read_text())
+    assert "HF_TOKEN" not in seen
+    assert seen["HF_HUB_OFFLINE"] == "1"
+    assert (seen["POSTTRAIN_ATTEMPT"], seen["WORLD_SIZE"], seen["DS_ACCELERATOR"]) == ("1", "2", "cpu")
+    assert json.loads((Path(pod.config.run_dir) / "attempt.json").read_text())["attempt"] == 1
+
+
+def test_failure_of_one_rank_is_the_cause(start: Start) -> None:
+    """The other rank loses its peer later, with a record of its own: a consequence."""
+    pod = start({0: ["wait", ["fail", "PeerLost"]], 1: [["say", "last words"], ["sleep", 0.5], ["fail", "NonFinite"]]})
+    word = failure_of(pod)
+    assert (word.reason, word.rank, word.step, word.exit_code) == (Reason.NON_FINITE, 1, 3, 40)
+    assert word.message == "because NonFinite"
+    assert word.log_tail == "last words"
+
+
+def test_rank_killed_and_rank_gone_without_a_word(start: Start) -> None:
+    pod = start({0: ["wait", ["fail", "PeerLost"]], 1: ["wait"]})
+    pod.wait_for("waiting-0", "waiting-1")
+    os.kill(int((Path(pod.config.run_dir) / "waiting-1").read_text()), signal.SIGKILL)
+    word = failure_of(pod)
+    assert (word.reason, word.exit_code, word.signal, word.rank) == (Reason.PROCESS_KILLED, 162, 9, 1)
+
+
+def test_exit_without_a_record_is_a_trainer_error(start: Start) -> None:
+    word = failure_of(start({0: [["say", "Traceback of something"], ["exit", 3]]}))
+    assert (word.reason, word.exit_code, word.rank) == (Reason.TRAINER_ERROR, 190, 0)
+    assert "exit code 3" in word.message
+    assert word.log_tail == "Traceback of something"
+
+
+def test_sigterm_saves_and_ends_with_143(start: Start) -> None:
+    pod = start({0: ["wait", "save"], 1: ["wait", "save"]})
+    pod.wait_for("waiting-0", "waiting-1")
+    pod.process.terminate()
+    word = failure_of(pod)
+    assert (word.reason, word.exit_code, word.step) == (Reason.PREEMPTED, 143, 5)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [("succeed", 0), (["fail", "StorageFull"], 51), (["fail", "PeerLost"], 143), (["exit", 9], 143)],
+)
+def test_sigterm_and_a_real_end(start: Start, after: Any, expected: int) -> None:
+    """0 and permanent codes only where the run really ended so."""
+    pod = start({0: ["wait", after]})
+    pod.wait_for("waiting-0")
+    pod.process.terminate()
+    code, _ = pod.end()
+    assert code == expected, pod.output.read_text()
+
+
+def test_rank_that_ignores_sigterm_is_killed_in_time(start: Start) -> None:
+    pod = start({0: ["ignore", ["sleep", 0.1], "wait"]})
+    pod.wait_for("waiting-0")
+    began = time.monotonic()
+    pod.process.terminate()
+    word = failure_of(pod)
+    assert (word.reason, word.exit_code) == (Reason.PREEMPTED, 143)
+    assert time.monotonic() - began < 8  # the grace period
+
+
+def test_torchrun_killed_leaves_no_rank_behind(start: Start) -> None:
+    pod = start({0: ["wait"]})
+    pod.wait_for("waiting-0")
+    rank = int((Path(pod.config.run_dir) / "waiting-0").read_text())
+    torchrun = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(torchrun, signal.SIGKILL)
+    word = failure_of(pod)
+    assert (word.reason, word.signal) == (Reason.PROCESS_KILLED, 9)
+    assert not Path(f"/proc/{rank}").exists()
+
+
+def test_launcher_killed_takes_its_ranks_along(start: Start) -> None:
+    pod = start({0: ["wait", "save"]})
+    pod.wait_for("waiting-0")
+    rank = int((Path(pod.config.run_dir) / "waiting-0").read_text())
+    pod.process.kill()
+    pod.process.wait()
+    deadline = time.monotonic() + 15
+    while Path(f"/proc/{rank}/cmdline").exists() and Path(f"/proc/{rank}/cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _two_nodes() -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+
+
+def test_two_nodes_succeed(start: Start) -> None:
+    env = _two_nodes()
+    actions = {0: ["environment", "succeed"], 1: ["environment", "succeed"]}
+    pods = [start(actions, nodes=2, node=node, PET_NODE_RANK=str(node), **env) for node in (1, 0)]
+    ends = [pod.end() for pod in pods]
+    assert [code for code, _ in ends] == [0, 0], pods[0].output.read_text() + pods[1].output.read_text()
+    assert ends[0][1] is None
+    assert isinstance(ends[1][1], Success)
+
+
+def test_two_nodes_one_rank_killed(start: Start) -> None:
+    """Each node tells its part: the killed rank on one, the lost peer on the other."""
+    env = _two_nodes()
+    actions = {0: ["wait", ["fail", "PeerLost"]], 1: ["wait"]}
+    pods = [start(actions, nodes=2, node=node, PET_NODE_RANK=str(node), **env) for node in (0, 1)]
+    pods[0].wait_for("waiting-0", "waiting-1")
+    os.kill(int((Path(pods[0].config.run_dir) / "waiting-1").read_text()), signal.SIGKILL)
+    assert failure_of(pods[1]).exit_code == 162
+    os.kill(
+        int((Path(pods[0].config.run_dir) / "waiting-0").read_text()), signal.SIGTERM
+    )  # stands for the broken group
+    assert failure_of(pods[0]).exit_code == 160
+
+
+def test_second_node_hears_of_a_failed_prepare(start: Start, tmp_path: Path) -> None:
+    """A real prepare on node 0, on data that is not there; node 1 waits for the manifest."""
+    env = _two_nodes()
+    pods = [
+        start({0: ["succeed"], 1: ["succeed"]}, nodes=2, node=node, prepared=False, PET_NODE_RANK=str(node), **env)
+        for node in (0, 1)
+    ]
+    words = [failure_of(pod) for pod in pods]
+    assert [word.reason for word in words] == [Reason.DATASET_NOT_FOUND] * 2
+    assert words[1].message.startswith("Node 0 could not prepare")
+
+
+def test_not_shared_volume_ends_with_the_question_of_rwx(start: Start) -> None:
+    env = {**_two_nodes(), "PET_NODE_RANK": "1", "POSTTRAIN_WAIT_SECONDS": "1"}
+    word = failure_of(start({0: ["succeed"], 1: ["succeed"]}, nodes=2, node=1, prepared=False, **env))
+    assert word.reason is Reason.PEER_LOST
+    assert "ReadWriteMany" in word.message
+
+
+def test_sigterm_while_waiting_for_node_0(start: Start) -> None:
+    env = {**_two_nodes(), "PET_NODE_RANK": "1"}
+    pod = start({0: ["succeed"], 1: ["succeed"]}, nodes=2, node=1, prepared=False, **env)
+    pod.wait_to_say("node 1 of 2")
+    pod.process.terminate()
+    assert failure_of(pod).exit_code == 143
+
+
+def test_sigterm_during_the_backoff(start: Start, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    record = {"attempt": 4, "checkpointStep": -1, "fruitless": 9, "time": "2030-01-01T00:00:00Z"}
+    (run / "attempt.json").write_text(json.dumps(record))
+    pod = start({0: ["succeed"]}, POSTTRAIN_BACKOFF_SCALE="1")
+    pod.wait_to_say("waiting")
+    pod.process.terminate()
+    assert failure_of(pod).exit_code == 143
+    assert json.loads((run / "attempt.json").read_text())["attempt"] == 5
+
+
+def test_whole_way_with_the_real_prepare(start: Start, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", texts(20))
+    pod = start({0: ["succeed"]}, prepared=False)
+    code, _ = pod.end()
+    assert code == 0, pod.output.read_text()
+    assert "20 rows, 20 used" in pod.output.read_text()
