@@ -19,7 +19,7 @@ import yaml
 
 STDIN = "-"
 _INT = re.compile(r"[-+]?(?:0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$")
 _BOOL = re.compile(r"(?:y|Y|yes|Yes|YES|on|On|ON|true|True|TRUE|n|N|no|No|NO|off|Off|OFF|false|False|FALSE)$")
 _TRUE = ("y", "yes", "on", "true")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)$")
@@ -114,7 +114,7 @@ def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> float | int:
     """A float; a whole one becomes an int, because JSON on the way to the API server makes no difference."""
-    value = float(str(loader.construct_scalar(node)))
+    value = float(str(loader.construct_scalar(node)).replace("_", ""))
     return int(value) if value.is_integer() and abs(value) < _BIGGEST_WHOLE else value
 
 
