@@ -148,7 +148,8 @@ def _parse_line(line: bytes, place: Place) -> Row | Broken:
 
 def _read_parquet(file: DataFile) -> Iterator[Row]:
     try:
-        table = pq.ParquetFile(file.path, memory_map=True)
+        # Read, not mapped: pages of a map would stay in the process's memory. One row group is held at a time.
+        table = pq.ParquetFile(file.path, memory_map=False, pre_buffer=False)
         size = file.path.stat().st_size // max(1, table.metadata.num_rows)
         batches = table.iter_batches(batch_size=BATCH_ROWS)
         yield from _rows_of(file, batches, size)
