@@ -47,6 +47,7 @@ class OperatorMetrics:
         self._reconcile = _histogram(registry, reconcile, _RECONCILE_SECONDS, ())
         info = Gauge(PREFIX + "build_info", "Always 1", ("version", "python"), registry=registry)
         info.labels(_version(), platform.python_version()).set(1)
+        self._queue = Gauge(PREFIX + "queue_length", "Jobs that wait for a worker", registry=registry)
         registry.register(JobsCollector(jobs))
         ProcessCollector(registry=registry)
 
@@ -59,6 +60,10 @@ class OperatorMetrics:
     def api_request(self, method: str, code: int, seconds: float) -> None:
         """A request to the API server; code 0: no answer came. The signature is cluster.api's Observer."""
         self._requests.labels(method, str(code) if code else "none").inc()
+
+    def queue_length(self, waiting: int) -> None:
+        """So many jobs wait for a worker."""
+        self._queue.set(waiting)
 
     def status_report(self, result: str) -> None:
         """A progress report; `result` is one of statusserver.handlers.RESULTS."""

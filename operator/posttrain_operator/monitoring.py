@@ -1,41 +1,51 @@
 """What the operator tells about itself: the metrics' side of the worker and the API client, and the HTTP endpoints.
 
-Made by `app`. It only passes on: numbers are kept by `metrics`, endpoints served by `http`.
+Made by `app`. It only passes on: numbers are kept by `metrics`, endpoints served by `endpoints`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from posttrain_operator.actions import Actions
 from posttrain_operator.cache import Cache
+from posttrain_operator.endpoints import start_http
 from posttrain_operator.facts import JobFacts
 from posttrain_operator.health import Health
+from posttrain_operator.metrics import OperatorMetrics
+from posttrain_operator.records import JobRecord
 from posttrain_operator.settings import Settings
 
 
 class Monitoring:
     """Implements worker.Watcher and the API client's observer."""
 
-    def reconciled(self, seconds: float, error: str | None) -> None:
-        """After each pass."""
+    def __init__(self) -> None:
+        self._cache: Cache | None = None
+        self.metrics = OperatorMetrics(self._jobs)
+        self.reconciled = self.metrics.reconciled
+        self.api_request = self.metrics.api_request
+        self.reported = self.metrics.status_report
 
     def transitioned(self, job: JobFacts, actions: Actions) -> None:
         """After each status write; `job` is as it was before."""
-
-    def api_request(self, method: str, status: int, seconds: float) -> None:
-        """After each request; status 0 where no answer came."""
-
-    def reported(self, result: str) -> None:
-        """After each progress report."""
+        self.metrics.transitioned(job, actions)
 
     def measured(self, cache: Cache, waiting: int) -> None:
-        """Every few seconds."""
+        """Every few seconds: the cache that the series of jobs are read from, and how many jobs wait for a worker."""
+        self._cache = cache
+        self.metrics.queue_length(waiting)
 
     async def serve(self, settings: Settings, health: Health) -> Callable[[], Awaitable[None]]:
-        """Starts the endpoints; returns what stops them."""
+        """Starts the endpoints where a port is set; returns what stops them. OSError where the port is taken."""
+        if settings.metrics_port is None:
+            return _nothing
+        server = await start_http(settings.metrics_port, self.metrics.registry, health)
+        return server.close
 
-        async def stop() -> None:
-            return None
+    def _jobs(self) -> Iterable[JobRecord]:
+        return self._cache.jobs.values() if self._cache is not None else ()
 
-        return stop
+
+async def _nothing() -> None:
+    """There is nothing to stop."""

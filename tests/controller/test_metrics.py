@@ -11,12 +11,16 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from posttrain_operator.actions import Actions
+from posttrain_operator.cache import Cache
 from posttrain_operator.endpoints import start_http
 from posttrain_operator.facts import JobFacts
 from posttrain_operator.health import Health
 from posttrain_operator.jobseries import JobsCollector, sample_of
 from posttrain_operator.metrics import OperatorMetrics
+from posttrain_operator.monitoring import Monitoring
+from posttrain_operator.plan.types import PlanSettings
 from posttrain_operator.records import JobRecord
+from posttrain_operator.settings import Settings
 from posttrain_operator.slim import job_record
 
 T0 = "2026-03-01T12:00:00Z"
@@ -189,6 +193,27 @@ def test_no_string_of_a_user_but_namespace_and_name_is_a_label() -> None:
     metrics = OperatorMetrics(lambda: [record("a", {"state": "secret-x"}, stage="secret-y", algorithm="secret-z")])
     passed(metrics, {}, {"conditions": [condition("Finished", reason="secret")]}, stage="secret", algorithm="secret")
     assert "secret" not in generate_latest(metrics.registry).decode()
+
+
+async def test_the_operators_parts_are_wired_to_the_metrics() -> None:
+    monitoring = Monitoring()
+    plan = PlanSettings(trainer_image="trainer")
+    stop = await monitoring.serve(Settings("ops", plan, metrics_port=None), Health())
+    await stop()
+    stop = await monitoring.serve(Settings("ops", plan, metrics_port=0), Health())
+    await stop()
+    cache = Cache()
+    cache.put_job(record("a", {"state": "Running"}))
+    monitoring.measured(cache, 7)
+    monitoring.reconciled(0.1, "Conflict")
+    monitoring.api_request("GET", 200, 0.1)
+    monitoring.reported("accepted")
+    monitoring.transitioned(JobFacts.of(record()), Actions(status={"state": "Pending"}))
+    samples = scrape(monitoring.metrics)
+    assert value(samples, "queue_length") == 7
+    assert value(samples, "jobs", job_namespace="team", stage="SFT", state="Running") == 1
+    assert value(samples, "jobs_created_total", job_namespace="team", stage="SFT") == 1
+    assert value(samples, "reconcile_errors_total", error="Conflict") == 1
 
 
 async def test_endpoints_say_what_the_operator_knows() -> None:
