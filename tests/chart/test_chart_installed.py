@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from devcluster import binaries
 from devcluster.testing import Cluster, control_plane
 
 CHART = str(Path(__file__).parents[2] / "helm" / "posttrain-operator")
@@ -53,6 +54,13 @@ def allowed(cluster: Cluster, who: str, verb: str, what: str, namespace: str = "
     }
     answer = json.loads(cluster.kubectl("create", "-o", "json", "-f", "-", stdin=json.dumps(review)))
     return bool(answer["status"]["allowed"])
+
+
+def wait_until(check: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +113,8 @@ def test_the_clusters_own_roles_know_the_jobs(installed: Cluster) -> None:
     for name in ("view", "edit"):
         binding = ("rolebinding", f"some-{name}", f"--clusterrole={name}", f"--user={name}er", "--namespace=team")
         installed.kubectl("create", *binding)
-    deadline = time.monotonic() + 20  # a controller of the cluster adds the rules to its roles
-    while not allowed(installed, "editer", "create", jobs):
-        assert time.monotonic() < deadline, "the roles were not aggregated"
-        time.sleep(0.2)
+    # A controller of the cluster adds the rules to its roles.
+    wait_until(lambda: allowed(installed, "editer", "create", jobs), "the roles to be aggregated")
     assert allowed(installed, "viewer", "watch", jobs)
     assert not allowed(installed, "viewer", "create", jobs)
     assert not allowed(installed, "editer", "patch", f"{jobs}/status")
@@ -123,6 +129,16 @@ def test_the_pod_is_admitted_where_restricted_is_enforced(installed: Cluster) ->
         "create", "--dry-run=server", f"--namespace={NAMESPACE}", "-f", "-", stdin=json.dumps(pod), check=False
     )
     assert "violates PodSecurity" in said
+
+
+def test_the_notes_know_whether_the_training_operator_is_there(installed: Cluster) -> None:
+    upgrade = ("upgrade", "posttrain-operator", CHART, "--namespace", NAMESPACE)
+    assert "BackendMissing" in installed.helm(*upgrade)
+    binaries.ensure(["training-operator"])
+    kind = binaries.manifests("training-operator") / "crds" / "kubeflow.org_pytorchjobs.yaml"
+    installed.kubectl("apply", "--server-side", "-f", str(kind))
+    installed.kubectl("wait", "--for=condition=Established", "crd/pytorchjobs.kubeflow.org", "--timeout=30s")
+    wait_until(lambda: "BackendMissing" not in installed.helm(*upgrade), "the notes to see the new kind")
 
 
 def test_an_upgrade_leaves_the_keys_alone(installed: Cluster) -> None:
