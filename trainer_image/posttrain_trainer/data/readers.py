@@ -7,6 +7,7 @@ a file that cannot be read at all is a `TrainerFailure`.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -148,10 +149,13 @@ def _parse_line(line: bytes, place: Place) -> Row | Broken:
 
 def _read_parquet(file: DataFile) -> Iterator[Row]:
     try:
-        # Read, not mapped: pages of a map would stay in the process's memory. One row group is held at a time.
+        # Read, not mapped, and one row group after the other: pages of a map and what is decoded ahead would stay.
         table = pq.ParquetFile(file.path, memory_map=False, pre_buffer=False)
         size = file.path.stat().st_size // max(1, table.metadata.num_rows)
-        batches = table.iter_batches(batch_size=BATCH_ROWS)
+        groups = (
+            table.iter_batches(BATCH_ROWS, row_groups=[i], use_threads=False) for i in range(table.num_row_groups)
+        )
+        batches = itertools.chain.from_iterable(groups)
         yield from _rows_of(file, batches, size)
     except pa.ArrowInvalid as error:
         raise _unreadable(file, error) from error
