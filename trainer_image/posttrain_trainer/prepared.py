@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class TokenSetWriter:
         self._folder = folder
         self._tokens = (folder / "tokens.bin").open("wb")
         self._mask = (folder / "mask.bin").open("wb")
-        self._offsets = [0]
+        self._offsets = array("q", [0])  # 8 bytes per example; a list would take five times that
 
     def append(self, example: Example) -> None:
         """ValueError where tokens and mask differ in length or the first token is counted."""
