@@ -197,9 +197,20 @@ COMMANDS = {
 }
 
 
+def _shielded(argv: Sequence[str]) -> list[str]:
+    """`kubectl` and `helm` take all that follows our own two options: a `--` keeps the parser's hands off it."""
+    words = list(argv)
+    if words[:1] not in (["kubectl"], ["helm"]):
+        return words
+    cut = 1
+    while words[cut : cut + 1] and words[cut].split("=")[0] in ("--name", "--state"):
+        cut += 1 if "=" in words[cut] else 2
+    return [*words[:cut], "--", *words[cut:]]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; an error that the user can mend is one line on stderr and exit code 1."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(_shielded(sys.argv[1:] if argv is None else argv))
     try:
         return COMMANDS[args.command](args)
     except DevclusterError as error:

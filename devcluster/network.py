@@ -8,6 +8,7 @@ on the host's loopback instead.
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 import socket
@@ -49,6 +50,17 @@ def _enter_user_namespace() -> None:
             handle.write(text)
 
 
+def _enter_namespaces() -> None:
+    flags = netlink.CLONE_NEWNET | CLONE_NEWNS
+    if os.geteuid() == 0:
+        # Root in a container may lack the right and still be given a user namespace, as anybody.
+        with contextlib.suppress(PermissionError):
+            netlink.unshare(flags)
+            return
+    _enter_user_namespace()
+    netlink.unshare(flags)
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that were free on 127.0.0.1 a moment ago."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
@@ -77,9 +89,7 @@ def host_network(why: str) -> Network:
 def enter() -> Network:
     """Enter the private network, or fall back. Call it once, single-threaded, before any child is started."""
     try:
-        if os.geteuid() != 0:
-            _enter_user_namespace()
-        netlink.unshare(netlink.CLONE_NEWNET | CLONE_NEWNS)
+        _enter_namespaces()
         if LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0:
             raise OSError("making the mount namespace private failed")
         netlink.make_bridge(BRIDGE, BRIDGE_IP, POD_PREFIX)

@@ -112,6 +112,14 @@ class Node:
         self._background = [asyncio.create_task(self._beat()), asyncio.create_task(pods.run())]
         self.services.listening.append(self._names_changed)
 
+    async def _keep_ready(self) -> None:
+        """Say Ready again where the node controller has put Unknown: after a pause, or a lost node's return."""
+        node = await self.api.client.get(f"/api/v1/nodes/{self.name}")
+        ready = [each["status"] for each in node["status"]["conditions"] if each["type"] == "Ready"]
+        if ready != ["True"]:
+            fresh = node_object(self.name, self.ip, self.spec.gpus_per_node, stamp(now()))
+            await self.api.client.patch(f"/api/v1/nodes/{self.name}/status", {"status": fresh["status"]})
+
     async def _register(self) -> None:
         node = node_object(self.name, self.ip, self.spec.gpus_per_node, stamp(now()))
         try:
@@ -134,6 +142,7 @@ class Node:
         while True:
             try:
                 await self.api.client.patch(path, {"spec": self._lease()})
+                await self._keep_ready()
             except (ApiError, OSError) as error:
                 log.warning("%s: the lease was not renewed: %s", self.name, error)
             await asyncio.sleep(LEASE_PERIOD)

@@ -18,7 +18,7 @@ from devcluster.containerloop import ContainerLoop
 from devcluster.network import Sandbox
 from devcluster.nodeapi import now
 from devcluster.podfiles import PodFiles, VolumeError
-from devcluster.podstatus import ContainerState, PodState, render, stamp
+from devcluster.podstatus import ContainerState, PodState, render, resume, stamp
 
 if TYPE_CHECKING:
     from devcluster.node import Node
@@ -44,6 +44,7 @@ class PodWorker:
         inits, mains = spec.get("initContainers") or [], spec["containers"]
         states = [_state_of(each) for each in inits], [_state_of(each) for each in mains]
         self.state = PodState(node.ip, *states, spec.get("restartPolicy", "Always"), stamp(now()))
+        resume(self.state, pod.get("status") or {}, stamp(now()))
         self.files = PodFiles(node.api, pod, node.spec.pods / self.uid)
         self.inits = [ContainerLoop(self, each, state, True) for each, state in zip(inits, states[0], strict=True)]
         self.mains = [ContainerLoop(self, each, state, False) for each, state in zip(mains, states[1], strict=True)]
@@ -175,6 +176,8 @@ class PodWorker:
     async def _live(self) -> None:
         if self.stopping.is_set():
             raise Stopping
+        if self.state.is_finished():
+            return
         self.sandbox = await self.node.sandboxes.make(self.node.index)
         self.files.addresses = {"status.podIP": self.sandbox.address, "status.hostIP": self.node.ip}
         await self._volumes()
@@ -182,10 +185,11 @@ class PodWorker:
         refresher = asyncio.create_task(self.files.keep_fresh())
         try:
             for each in self.inits:
-                await each.run()
+                if each.state.terminated is None:
+                    await each.run()
                 if self.stopping.is_set():
                     raise Stopping
-                if self.state.finished:
+                if self.state.is_finished():
                     return
             await self._run_mains()
         finally:

@@ -101,8 +101,7 @@ class PodState:
     def initialized(self) -> bool:
         return all(each.terminated is not None and each.terminated.exit_code == 0 for each in self.inits)
 
-    @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Nothing runs and nothing will."""
         return self.phase() in ("Succeeded", "Failed")
 
@@ -126,6 +125,26 @@ class PodState:
         return bool(bad) and self.restart_policy == "Never"
 
 
+def resume(state: PodState, status: Obj, now: str) -> None:
+    """Take a pod up again whose node was gone meanwhile: its containers were killed by that.
+
+    With restartPolicy Never the pod has failed; otherwise they start again and the restart is counted.
+    """
+    for each, old in zip(state.inits, status.get("initContainerStatuses") or [], strict=False):
+        ended = (old.get("state") or {}).get("terminated")
+        if ended and ended["exitCode"] == 0:
+            each.waiting, each.terminated = None, Terminated(0, "Completed", "", "", ended.get("finishedAt") or now)
+    for each, old in zip(state.mains, status.get("containerStatuses") or [], strict=False):
+        if "waiting" in (old.get("state") or {}):
+            continue
+        lost = Terminated(137, "ContainerStatusUnknown", "the container was lost with its node", "", now)
+        each.restarts = int(old.get("restartCount") or 0)
+        if state.restart_policy == "Never":
+            each.waiting, each.terminated = None, lost
+        else:
+            each.last, each.restarts = lost, each.restarts + 1
+
+
 def _not_ready(state: PodState) -> tuple[str, str]:
     if state.phase() == "Succeeded":
         return "PodCompleted", ""
@@ -136,12 +155,12 @@ def _not_ready(state: PodState) -> tuple[str, str]:
 
 
 def _conditions(state: PodState, now: str) -> list[Obj]:
-    ready = bool(state.mains) and all(each.ready for each in state.mains) and not state.finished
+    ready = bool(state.mains) and all(each.ready for each in state.mains) and not state.is_finished()
     why = ("", "") if ready else _not_ready(state)
     pending = [each.name for each in state.inits if not (each.terminated and each.terminated.exit_code == 0)]
     init_why = ("ContainersNotInitialized", f"containers with incomplete status: [{' '.join(pending)}]")
     wanted = [
-        ("PodReadyToStartContainers", bool(state.pod_ip) and not state.finished, ("", "")),
+        ("PodReadyToStartContainers", bool(state.pod_ip) and not state.is_finished(), ("", "")),
         ("Initialized", state.initialized, ("", "") if state.initialized else init_why),
         ("ContainersReady", ready, why),
         ("Ready", ready, why),

