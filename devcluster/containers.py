@@ -109,9 +109,10 @@ def bwrap_arguments(launch: Launch) -> list[str]:
     arguments += ["--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts", "--hostname", launch.hostname]
     arguments += ["--die-with-parent", "--new-session", *_system(), *_etc(launch), *proc, "--dev", "/dev"]
     arguments += ["--size", str(SHM_SIZE), "--perms", "1777", "--tmpfs", "/dev/shm", *_scratch(launch)]
-    for bind in launch.image.binds:
+    arguments += _mounts(launch)
+    for bind in launch.image.binds:  # after the volumes: one of them may lie above the image's folder on this machine
         arguments += ["--ro-bind", bind, bind]
-    arguments += [*_mounts(launch), *launch.extra]
+    arguments += launch.extra
     if launch.read_only_root or launch.uid != 0:
         arguments += ["--remount-ro", "/"]
     arguments += ["--chdir", launch.workdir, "--clearenv"]
