@@ -59,21 +59,19 @@ def read_text(name: str) -> str:
 
 def load_documents(text: str) -> list[Document]:
     """Every document that is not empty. ManifestError at the first fault of the YAML itself."""
-    loader = _Loader(text)
     try:
-        return [document for document in _documents(loader) if document.value is not None]
+        return [document for document in _documents(text) if document.value is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ManifestError(
-            f"not valid YAML: {error.problem or error.context}", mark.line + 1 if mark else 1
-        ) from error
-    except yaml.YAMLError as error:
-        raise ManifestError(f"not valid YAML: {error}", 1) from error
-    finally:
-        loader.dispose()
+        line = mark.line + 1 if mark else 1
+        raise ManifestError(f"not valid YAML: {error.problem or error.context}", line) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ManifestError(f"not valid YAML: {error.reason} ({error.character:#04x})", line) from error
 
 
-def _documents(loader: _Loader) -> Iterator[Document]:
+def _documents(text: str) -> Iterator[Document]:
+    loader = _Loader(text)
     while loader.check_node():
         node = loader.get_node()
         assert node is not None  # check_node has said so

@@ -26,13 +26,11 @@ class Storage(SpecModel):
 class Toleration(SpecModel):
     """As in a pod: which taint of a node is tolerated."""
 
-    key: LabelKey | None = optional(
-        "Key of the taint; without it every key (operator Exists)", example="nvidia.com/gpu"
-    )
+    key: LabelKey | None = optional("Key of the taint", default="every key (operator Exists)", example="nvidia.com/gpu")
     operator: Literal["Equal", "Exists"] | None = optional(
         "How key and value are compared", default="Equal", example="Exists"
     )
-    value: LabelValue | None = optional("Value of the taint (operator Equal)", example="present")
+    value: LabelValue | None = optional("Value of the taint (operator Equal)", default="empty", example="present")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = optional(
         "Effect of the taint", default="every effect", example="NoSchedule"
     )
