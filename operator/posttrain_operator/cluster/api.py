@@ -7,6 +7,7 @@ instead of the client library's models, because these cost five times the CPU pe
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ import aiohttp
 from posttrain_operator.cluster.connection import Connection
 from posttrain_operator.cluster.errors import Unavailable, error_of
 
+log = logging.getLogger(__name__)
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
@@ -59,12 +61,16 @@ class Api:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(0, type(error).__name__, f"{method} {path}: {error}") from error
         finally:
-            if self._observer:
-                self._observer(method, status, time.monotonic() - started)
+            self._observed(method, path, status, time.monotonic() - started)
         if status >= 400:
             raise error_of(status, raw, retry_after)
         parsed: dict[str, Any] = json.loads(raw)
         return parsed
+
+    def _observed(self, method: str, path: str, status: int, seconds: float) -> None:
+        log.debug("%s %s: %d in %.1f ms", method, path, status, seconds * 1000)
+        if self._observer:
+            self._observer(method, status, seconds)
 
     async def _send(
         self, method: str, url: str, body: Any, headers: Mapping[str, str]

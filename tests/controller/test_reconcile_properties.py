@@ -1,0 +1,158 @@
+"""reconcile under anything that may happen, with a process that may die after any write."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from model_cluster import Cluster
+
+from posttrain_api.reasons import Reason
+from posttrain_api.records import Failure, Output, Success, render_termination
+from posttrain_operator.actions import Object
+from posttrain_operator.reconcile.restarts import RESTART_BUDGET
+from posttrain_operator.status.conditions import TYPES
+
+OUTPUT = Output(uri="pvc://runs/job/output", digest="sha256:a", format="safetensors", size_bytes=1)
+ENDS: dict[str, tuple[int, str, str]] = {
+    "success": (0, render_termination(Success(output=OUTPUT, step=5)), "Completed"),
+    "silent": (0, "", "Completed"),
+    "permanent": (
+        21,
+        render_termination(Failure(reason=Reason.DATA_ROWS_REJECTED, message="m", exit_code=21)),
+        "Error",
+    ),
+    "peer lost": (160, render_termination(Failure(reason=Reason.PEER_LOST, message="m", exit_code=160)), "Error"),
+    "error": (
+        190,
+        render_termination(Failure(reason=Reason.TRAINER_ERROR, message="m", exit_code=190, step=3)),
+        "Error",
+    ),
+    "oom": (137, "", "OOMKilled"),
+    "killed": (137, "", "Error"),
+    "preempted": (143, "", "Error"),
+}
+
+
+class Life(RuleBasedStateMachine):
+    """Everybody but the operator acts at random; between the acts the operator makes some passes, whole or cut short."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster = Cluster()
+        self.cluster.bundle = "PEM 1"
+        self.final: tuple[Any, ...] | None = None
+
+    def _decided(self) -> bool:
+        status = self.cluster.status
+        return int(status.get("attempts", 0)) > int((status.get("attempt") or {}).get("number", 0))
+
+    @rule(prefix=st.none() | st.integers(0, 3))
+    def operator(self, prefix: int | None) -> None:
+        decided = self._decided()
+        actions = self.cluster.step(prefix)
+        doomed = [delete for delete in actions.delete if delete.kind is Object.POD]
+        assert decided or not doomed, "pods are deleted only after the decision is in the status"
+        if prefix is not None:
+            self.cluster.forget()
+
+    @rule()
+    def operator_settles(self) -> None:
+        self.cluster.settle()
+        before = self.cluster.job["metadata"]["resourceVersion"]
+        assert self.cluster.step().nothing
+        assert self.cluster.job["metadata"]["resourceVersion"] == before
+
+    @rule()
+    def operator_restarts(self) -> None:
+        self.cluster.forget()
+
+    @rule()
+    def training_operator(self) -> None:
+        self.cluster.training_operator()
+
+    @rule()
+    def kubelet(self) -> None:
+        self.cluster.kubelet()
+
+    @rule()
+    def pods_run(self) -> None:
+        self.cluster.run_all()
+
+    @precondition(lambda self: self.cluster.pods)
+    @rule(data=st.data(), how=st.sampled_from(sorted(ENDS)))
+    def pod_ends(self, data: st.DataObject, how: str) -> None:
+        uid = data.draw(st.sampled_from(sorted(self.cluster.pods)))
+        self.cluster.end(uid, *ENDS[how])
+
+    @precondition(lambda self: self.cluster.pods)
+    @rule(data=st.data())
+    def pod_vanishes(self, data: st.DataObject) -> None:
+        self.cluster.vanish(data.draw(st.sampled_from(sorted(self.cluster.pods))))
+
+    @rule(suspend=st.booleans())
+    def user_suspends(self, suspend: bool) -> None:
+        self.cluster.edit(suspend=suspend)
+
+    @precondition(lambda self: self.cluster.child is not None)
+    @rule()
+    def child_is_deleted(self) -> None:
+        self.cluster.lose_child()
+
+    @rule(phase=st.sampled_from(["Preparing", "Training"]))
+    def trainer_reports(self, phase: str) -> None:
+        self.cluster.report(phase=phase)
+
+    @rule(bundle=st.sampled_from(["PEM 1", "PEM 2"]))
+    def certificates_rotate(self, bundle: str) -> None:
+        self.cluster.bundle = bundle
+
+    @rule(seconds=st.sampled_from([1, 5, 70, 400]))
+    def time_passes(self, seconds: int) -> None:
+        self.cluster.now += timedelta(seconds=seconds)
+
+    @invariant()
+    def all_conditions_once(self) -> None:
+        conditions = self.cluster.status.get("conditions")
+        if conditions:
+            assert [c["type"] for c in conditions] == list(TYPES)
+
+    @invariant()
+    def the_end_is_the_end(self) -> None:
+        held = {c["type"]: c["reason"] for c in self.cluster.status.get("conditions", ()) if c["status"] == "True"}
+        assert not ("Complete" in held and "Failed" in held)
+        assert ("Finished" in held) == ("Complete" in held or "Failed" in held)
+        terminal = tuple((kind, held[kind]) for kind in ("Complete", "Failed", "Finished") if kind in held)
+        if self.final:
+            assert terminal == self.final
+        self.final = terminal or None
+
+    @invariant()
+    def budgets_hold(self) -> None:
+        restarts = self.cluster.status.get("restarts") or {}
+        assert restarts.get("total", 0) <= RESTART_BUDGET
+        counted = sum(restarts.get("byCause", {}).values())
+        assert counted < max(1, self.cluster.status.get("attempts", 0))
+
+    def teardown(self) -> None:
+        """Whatever happened, with everybody doing their part the job comes to rest."""
+        self.cluster.edit(suspend=False)
+        for _ in range(30):
+            self.cluster.training_operator()
+            self.cluster.run_all()
+            self.cluster.settle()
+            self.cluster.kubelet()
+            self.cluster.now += timedelta(seconds=70)
+        self.cluster.training_operator()
+        self.cluster.run_all()
+        self.cluster.settle()
+        assert self.cluster.status["state"] in ("Running", "Succeeded", "Failed"), self.cluster.status
+
+
+Life.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestLife = Life.TestCase
