@@ -76,6 +76,9 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument(
         "--forward", action="append", default=[], metavar="PORT=SVC.NS:PORT", help="a service's port on 127.0.0.1"
     )
+    up.add_argument(
+        "--crd", action="append", default=[], metavar="FILE", help="a CRD to install before the controllers"
+    )
     up.add_argument("--image", action="append", default=[], metavar="NAME=ENVDIR[:UID]", help="an image name")
 
 
@@ -94,6 +97,7 @@ def _new_spec(args: argparse.Namespace, folder: Path) -> state.ClusterSpec:
         gpus_per_node=args.gpus_per_node,
         control_plane_only=args.control_plane_only,
         forwards=tuple(args.forward),
+        crds=tuple(str(Path(each).absolute()) for each in args.crd),
         images=images.present() | dict(images.parse_option(text) for text in args.image),
     )
 

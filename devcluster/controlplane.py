@@ -7,7 +7,7 @@ differs (no fsync, no leader election, a 20 s node grace period) is speed for te
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,12 +69,17 @@ class ControlPlane:
             command, self.spec.logs / f"{name}.log", {**os.environ, **(env or {})}, self.spec.root
         )
 
-    async def start(self) -> Client:
-        """Start everything and return an administrator's client; raises DevclusterError with the log's end."""
+    async def start(self, prepare: Callable[[Client], Awaitable[None]]) -> Client:
+        """Start everything and return an administrator's client; raises DevclusterError with the log's end.
+
+        `prepare` runs before the controllers: the garbage collector looks for new kinds only every 30 s, and until then
+        the children of such a kind's objects outlive them.
+        """
         admin = self.client(self.identity("admin", "kubernetes-admin", MASTERS))
         await self._start_etcd()
         await self._start_api()
         await self._until_ready(admin)
+        await prepare(admin)
         await self._start_controllers()
         if not self.spec.control_plane_only:
             await self._start_scheduler()
@@ -121,13 +126,12 @@ class ControlPlane:
         serving = self.ca.issue("apiserver", Subject("kube-apiserver", (), tuple(names)))
         kubelet = self.identity("kubelet-client", KUBELET_CLIENT, ("kubeadm:cluster-admins",))
         signing = self.ca.signing_key("service-account")
-        bind = "0.0.0.0" if self.network.private else self.network.host
         await self.run(
             "kube-apiserver",
             [
                 f"--etcd-servers=http://127.0.0.1:{self.network.etcd_port}",
                 f"--secure-port={self.network.api_port}",
-                f"--bind-address={bind}",
+                f"--bind-address={self.network.host}",
                 f"--advertise-address={self.network.advertise}",
                 f"--tls-cert-file={serving.cert}",
                 f"--tls-private-key-file={serving.key}",

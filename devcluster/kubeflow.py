@@ -1,4 +1,4 @@
-"""The real training-operator beside the control plane: CRD, webhook, certificate, template of the init container.
+"""The real training-operator beside the control plane: webhook, certificate, template of the init container.
 
 Called by the supervisor. The operator runs as a local process and is reached as in a cluster: its webhook is a Service
 without a selector whose EndpointSlice names the bridge's address. It makes its own certificate in a Secret and waits
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 NAMESPACE = "kubeflow"
 SERVICE = "training-operator"
 SECRET = "training-operator-webhook-cert"
-WEBHOOK_PORT, METRICS_PORT, PROBE_PORT = 9443, 8080, 8081
+# The webhook listens on every address, so that no service may have this port; the other two keep to the bridge's.
+WEBHOOK_PORT, METRICS_PORT, PROBE_PORT = 29443, 8080, 8081
 SERVING = "/tmp/k8s-webhook-server/serving-certs"
-CRD = "pytorchjobs.kubeflow.org"
 
 # The stock template waits with nslookup, which ignores hosts files. It also asks for no security context, which a
 # namespace under the "restricted" pod security standard refuses.
@@ -45,18 +45,9 @@ INIT_TEMPLATE = """\
 """
 
 
-async def apply_crds(admin: Client) -> None:
-    """Install the PyTorchJob CRD and wait until it is served."""
-    text = (binaries.manifests("training-operator") / "crds" / "kubeflow.org_pytorchjobs.yaml").read_text()
-    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}"
-    await admin.apply_text(path, text)
-    for _ in range(200):
-        crd = await admin.get(path)
-        held = {each["type"] for each in crd.get("status", {}).get("conditions") or [] if each["status"] == "True"}
-        if "Established" in held:
-            return
-        await asyncio.sleep(0.05)
-    raise DevclusterError(f"CRD {CRD} was not Established in 10 s")
+def crd_file() -> Path:
+    """The PyTorchJob CRD, as the operator's module ships it."""
+    return binaries.manifests("training-operator") / "crds" / "kubeflow.org_pytorchjobs.yaml"
 
 
 def _service_objects(port: int) -> list[tuple[str, Obj]]:
@@ -135,8 +126,8 @@ def _command(plane: ControlPlane, serving: Path, template: Path) -> list[str]:
         "--kube-api-burst=300",
         "--controller-threads=8",
         f"--webhook-server-port={WEBHOOK_PORT}",
-        f"--metrics-bind-address=:{METRICS_PORT}",
-        f"--health-probe-bind-address=:{PROBE_PORT}",
+        f"--metrics-bind-address={BRIDGE_IP}:{METRICS_PORT}",
+        f"--health-probe-bind-address={BRIDGE_IP}:{PROBE_PORT}",
         f"--pytorch-init-container-image={plane.spec.init_image}",
         f"--pytorch-init-container-template-file={template}",
         "--zap-log-level=info",
@@ -181,12 +172,12 @@ async def _until_serving(admin: Client) -> None:
 
 
 async def start(plane: ControlPlane, admin: Client) -> None:
-    """Start training-operator and return when it takes jobs."""
+    """Start training-operator and return when it takes jobs. The CRD is there already."""
     serving = plane.spec.root / "training-operator-certs"
     serving.mkdir(exist_ok=True)
     template = plane.spec.root / "init-pytorch.yaml"
     template.write_text(INIT_TEMPLATE)
-    await asyncio.gather(apply_crds(admin), _objects(admin))
+    await _objects(admin)
     logfile = plane.spec.logs / "training-operator.log"
     command = _command(plane, serving, template)
     process = await processes.start(command, logfile, {**os.environ, "MY_POD_NAMESPACE": NAMESPACE})

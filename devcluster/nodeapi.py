@@ -38,6 +38,7 @@ class NodeApi:
 
     def __init__(self, client: Client, node: str) -> None:
         self.client, self.node = client, node
+        self._counts: dict[str, int] = {}
 
     async def fetch(self, kind: str, namespace: str, name: str) -> Obj | None:
         """A ConfigMap, Secret, claim or volume; None where it does not exist."""
@@ -124,11 +125,9 @@ class NodeApi:
             log.info("event %s on %s was not recorded: %s", reason, meta["name"], error)
 
     async def _record(self, path: str, name: str, body: Obj) -> None:
-        try:
+        # A node may create and patch events, not read them: it counts by itself.
+        count = self._counts[name] = self._counts.get(name, 0) + 1
+        if count == 1:
             await self.client.post(path, body)
-        except ApiError as error:
-            if error.code != 409:
-                raise
-            known = await self.client.get(f"{path}/{name}")
-            count = {"count": known.get("count", 1) + 1, "lastTimestamp": body["lastTimestamp"]}
-            await self.client.patch(f"{path}/{name}", count)
+        else:
+            await self.client.patch(f"{path}/{name}", {"count": count, "lastTimestamp": body["lastTimestamp"]})

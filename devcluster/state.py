@@ -31,6 +31,7 @@ class ClusterSpec:
     control_plane_only: bool = False
     forwards: tuple[str, ...] = ()
     images: dict[str, dict[str, object]] = field(default_factory=dict)
+    crds: tuple[str, ...] = ()
     init_image: str = "devcluster/tools:dev"
 
     @property
@@ -96,7 +97,8 @@ def load_spec(state: Path) -> ClusterSpec:
     if not path.exists():
         raise DevclusterError(f"{path}: no cluster here; start one with `python -m devcluster up`")
     raw = json.loads(path.read_text())
-    raw["forwards"] = tuple(raw["forwards"])
+    for name in ("forwards", "crds"):
+        raw[name] = tuple(raw[name])
     return ClusterSpec(**raw)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from devcluster import forward, network, state
+from devcluster import crds, forward, kubeflow, network, state
 from devcluster.api import ApiError, Client
 from devcluster.certificates import write_kubeconfig
 from devcluster.controlplane import ControlPlane
@@ -82,7 +82,7 @@ async def _run(spec: state.ClusterSpec, net: network.Network, outside: Outside, 
     plane = ControlPlane(spec, net, lambda text: _progress(spec, text))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(plane.stop)
-        admin = await plane.start()
+        admin = await plane.start(lambda client: crds.install(client, _crd_files(spec)))
         stack.push_async_callback(admin.close)
         await forward.serve(outside.api, lambda: (net.host, net.api_port))
         pair = plane.identity("admin-outside", "kubernetes-admin", ("system:masters",))
@@ -94,6 +94,11 @@ async def _run(spec: state.ClusterSpec, net: network.Network, outside: Outside, 
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for each in done:
             each.result()
+
+
+def _crd_files(spec: state.ClusterSpec) -> list[Path]:
+    own = [] if spec.control_plane_only else [kubeflow.crd_file()]
+    return [*own, *(Path(each) for each in spec.crds)]
 
 
 async def _start_workload(

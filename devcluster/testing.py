@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,14 @@ def _running(state: Path | None, **options: Any) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def control_plane(state: Path | None = None, name: str | None = None) -> Iterator[Cluster]:
-    """API server and etcd only, with garbage collection, namespaces and service accounts: no nodes, nothing runs."""
-    with _running(state, name=name, control_plane_only=True) as running:
+def control_plane(state: Path | None = None, name: str | None = None, crds: Sequence[Path] = ()) -> Iterator[Cluster]:
+    """API server and etcd only, with garbage collection, namespaces and service accounts: no nodes, nothing runs.
+
+    `crds` are files installed before the controllers start; children of a kind that comes later are garbage-collected
+    only some 30 s after their owner.
+    """
+    files = tuple(str(path) for path in crds)
+    with _running(state, name=name, control_plane_only=True, crds=files) as running:
         yield running
 
 

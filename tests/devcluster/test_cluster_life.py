@@ -66,6 +66,30 @@ def test_owner_references_are_collected():
         cluster.kubectl("wait", "configmap/owned", "--for=delete", "--timeout=30s")
 
 
+CRD = """
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: things.test.dev}
+spec:
+  group: test.dev
+  scope: Namespaced
+  names: {kind: Thing, plural: things}
+  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}]
+"""
+
+
+def test_children_of_an_early_crd_are_collected_at_once(tmp_path):
+    (tmp_path / "crd.yaml").write_text(CRD)
+    with control_plane(crds=[tmp_path / "crd.yaml"]) as cluster:
+        cluster.apply({"apiVersion": "test.dev/v1", "kind": "Thing", "metadata": {"name": "t", "namespace": "default"}})
+        uid = cluster.get("thing", "t")["metadata"]["uid"]
+        reference = {"apiVersion": "test.dev/v1", "kind": "Thing", "name": "t", "uid": uid}
+        child = {"name": "child", "namespace": "default", "ownerReferences": [reference]}
+        cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": child})
+        cluster.kubectl("delete", "thing", "t")
+        cluster.kubectl("wait", "configmap/child", "--for=delete", "--timeout=10s")
+
+
 def test_nothing_survives_a_killed_supervisor(tmp_path):
     with full_cluster(tmp_path / "s", nodes=1) as cluster:
         cluster.kubectl("run", "x", f"--image={TOOLS}", "--", "sh", "-c", "sleep 1000 & sleep 1000")
