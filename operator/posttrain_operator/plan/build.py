@@ -41,8 +41,12 @@ def dependencies(job: Job) -> tuple[str, ...]:
 
 
 def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) -> Plan:
-    """The plan of a job with a uid. Raises PlanError; WaitingForDependency in it means that `parents` lacks one of
-    `dependencies`."""
+    """The plan of a job. PlanError where none follows; its reason is WaitingForDependency where `parents` lacks one.
+
+    ValueError for a job without a uid: its folder would be that of every job of this name.
+    """
+    if not job.uid:
+        raise ValueError(f"job {job.name} has no uid yet")
     context = context_of(job, settings, parents)
     locations = _Locations.of(context)
     config = _trainer_config(context, locations)
