@@ -5,33 +5,31 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import status_kit as kit
-from operator_kit import SYSTEM, operator_kubeconfig, prepare
+from operator_kit import SYSTEM, operator_kubeconfig
 
-from devcluster.testing import Cluster, control_plane
+from devcluster.testing import Cluster
 from posttrain_api import names
 from posttrain_api.records import Report
 from posttrain_operator.cluster.errors import Conflict
 from posttrain_trainer.reporter import Reporter
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("operator")]
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with control_plane() as made:
-        prepare(made)
-        made.kubectl("create", "namespace", kit.TEAM)
-        made.kubectl("create", "namespace", "elsewhere")
-        made.apply(kit.job("job"), kit.pod("job-master-0"), kit.pod("shell"), kit.pod("job-master-0", "elsewhere"))
-        yield made
+def cluster(plane: Cluster) -> Cluster:
+    plane.kubectl("create", "namespace", kit.TEAM)
+    plane.kubectl("create", "namespace", "elsewhere")
+    plane.apply(kit.job("job"), kit.pod("job-master-0"), kit.pod("shell"), kit.pod("job-master-0", "elsewhere"))
+    return plane
 
 
 @pytest.fixture
