@@ -154,7 +154,7 @@ def small_tokenizer(vocab_size: int = 320) -> Any:
     return tokenizer.train([" ".join(WORDS), *(row["text"] for row in texts(50))], vocab_size, 128)
 
 
-def model_folder(folder: Path, chosen: Any | None = None) -> Path:
+def model_folder(folder: Path, chosen: Any | None = None, positions: int = 128) -> Path:
     """A tiny Llama with weights and tokenizer, saved as transformers saves it."""
     chosen = chosen or small_tokenizer()
     config = transformers.LlamaConfig(
@@ -163,7 +163,7 @@ def model_folder(folder: Path, chosen: Any | None = None) -> Path:
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
         eos_token_id=chosen.eos_token_id,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)

@@ -66,7 +66,8 @@ class Fetcher:
             ) from error
         except hub_errors.RevisionNotFoundError as error:
             raise TrainerFailure(
-                _NOT_FOUND[kind], f"{source.uri}: there is no revision {source.revision!r}. Correct the revision."
+                _NOT_FOUND[kind],
+                f"{source.uri}: there is no revision {source.revision or 'main'!r}. Correct the revision.",
             ) from error
         except hub_errors.HfHubHTTPError as error:
             raise self._http_failure(source, kind, error) from error

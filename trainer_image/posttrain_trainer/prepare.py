@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from posttrain_api.names import PREPARED_DIR
-from posttrain_api.trainer import DataSource, TrainerConfig
+from posttrain_api.trainer import DataConfig, DataSource, TrainerConfig
 from posttrain_trainer import preflight
 from posttrain_trainer.data import build
 from posttrain_trainer.data.readers import Row, list_files
@@ -107,10 +107,12 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
     train = _open(config, config.data.train, "train", paths)
     evaluation = _open(config, config.data.eval, "eval", paths)
     model = _model(config, paths, fetcher, train)
-    tokeniser, vocabulary = _tokeniser(config, model, [*train, *evaluation])
-    built = build.build(paths.attempt / "train", "train", train, config.data, tokeniser)
+    vocabulary = _vocabulary(model, [*train, *evaluation])
+    data = _within_positions(config.data, model.positions)
+    tokeniser = Tokeniser(vocabulary, Limits(data.max_length, data.too_long), data.loss_on)
+    built = build.build(paths.attempt / "train", "train", train, data, tokeniser)
     _log.info("the first rows as the model will see them:\n%s", preflight.table(built.samples, vocabulary.decode))
-    held_out = build.build(paths.attempt / "eval", "eval", evaluation, config.data, tokeniser) if evaluation else None
+    held_out = build.build(paths.attempt / "eval", "eval", evaluation, data, tokeniser) if evaluation else None
     model.tokenizer.save_pretrained(paths.attempt / "tokenizer")
     facts = Facts(built.sequences, model.parameters, _accelerator_memory(config), model.revision)
     return Prepared(
@@ -166,15 +168,19 @@ def _texts(sources: build.Sources) -> Iterator[str]:
                 yield row.text
 
 
-def _tokeniser(config: TrainerConfig, model: StartModel, sources: build.Sources) -> tuple[Tokeniser, Vocabulary]:
+def _vocabulary(model: StartModel, sources: build.Sources) -> Vocabulary:
     vocabulary = Vocabulary(model.tokenizer, model.where)
     if any(schema is not None and schema.chat for _, schema in sources):
         vocabulary.require_chat()
-    length = config.data.max_length
-    if model.positions is not None and model.positions < length:
-        _log.warning("data.maxLength is %d, the model has %d positions: those are the limit", length, model.positions)
-        length = model.positions
-    return Tokeniser(vocabulary, Limits(length, config.data.too_long), config.data.loss_on), vocabulary
+    return vocabulary
+
+
+def _within_positions(data: DataConfig, positions: int | None) -> DataConfig:
+    """With the limit that holds: a model has no use for tokens past its last position."""
+    if positions is None or positions >= data.max_length:
+        return data
+    _log.warning("data.maxLength is %d, the model has %d positions: those are the limit", data.max_length, positions)
+    return data.model_copy(update={"max_length": positions})
 
 
 def _accelerator_memory(config: TrainerConfig) -> int | None:

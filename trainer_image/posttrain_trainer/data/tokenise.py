@@ -203,4 +203,6 @@ def _example(tokens: Ids, mask: NDArray[np.uint8]) -> Example:
 
 
 def _too_long(count: int, limits: Limits) -> RowRefused:
-    return RowRefused(TOO_LONG, f"{count} tokens, the limit is {limits.max_length} (data.maxLength)")
+    return RowRefused(
+        TOO_LONG, f"{count} tokens, the limit is {limits.max_length} (data.maxLength, or the model's positions)"
+    )
