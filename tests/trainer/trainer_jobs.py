@@ -2,9 +2,154 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer import engine as engine_module
+from posttrain_trainer import losses as losses_module
+from posttrain_trainer import runtime as runtime_module
+from posttrain_trainer.assemble import Job, Outside, assemble, course_of
+from posttrain_trainer.checkpoint import State
+from posttrain_trainer.checkpoint_files import committed, damaged
+from posttrain_trainer.export import Finished, export
+from posttrain_trainer.loop import Loop
+from posttrain_trainer.prepared import read_manifest
+from posttrain_trainer.record import failed
+from posttrain_trainer.recorder import Recorder
+from posttrain_trainer.worker import Worker, main
+
 
 def work() -> None:
-    """A worker as torchrun would start it; leaves with its own exit code."""
-    from posttrain_trainer.worker import main
-
+    """A worker as torchrun would start it; leaves with its own exit code. Tiny tensors are sharded too."""
+    engine_module.PERSISTENCE_THRESHOLD = 0
     main()
+
+
+def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Adam would hide a wrong scale of the loss."""
+    return torch.optim.SGD([{"params": group["params"]} for group in groups], lr=0.0)
+
+
+class Lines:
+    """An observer that keeps what each step measured."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def observe(self, metrics: dict[str, float], step: int) -> None:
+        self.lines.append({"step": step, **metrics})
+
+
+def cells(run_dir: str, names: list[str], result: str) -> None:
+    """Trains each named configuration `<run_dir>/<name>` in one process group; rank 0 keeps lines and weights."""
+    engine_module.PERSISTENCE_THRESHOLD = 0
+    runtime = None
+    for name in names:
+        folder = Path(run_dir) / name
+        config = TrainerConfig.model_validate_json((folder / "config.json").read_text())
+        runtime = runtime or runtime_module.start(config.topology, config.training.seed)
+        losses_module.MAX_LOGITS = int((folder / "max_logits").read_text())
+        prepared = read_manifest(folder / "prepared")
+        assert prepared is not None
+        lines = Lines()
+        outside = Outside(observers=[lines]) if runtime.first else Outside()
+        parts, resolved = assemble(Job(config, prepared, runtime), outside, sgd)
+        assert Loop(parts, course_of(config, resolved), runtime, State()).run()
+        weights = parts.engine.weights()
+        if weights is not None:
+            torch.save(weights, folder / "weights.pt")
+            (folder / "lines.json").write_text(json.dumps(lines.lines))
+            shutil.rmtree(folder / "checkpoints")
+        del parts
+        gc.collect()
+    Path(result).touch()
+
+
+def die_after_line(step: int) -> None:
+    """A worker whose rank 0 is killed by signal 9 right after it has written the line of `step`."""
+    write = Recorder.step
+
+    def write_and_die(recorder: Recorder, done: int, metrics: dict[str, float]) -> None:
+        write(recorder, done, metrics)
+        if done == step and os.environ["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Recorder.step = write_and_die  # type: ignore[method-assign]
+    work()
+
+
+def term_at_forward(number: int, rank: int) -> None:
+    """A worker of which one rank gets SIGTERM inside its `number`-th forward (from 1), training and evaluation
+    counted."""
+    forward, done = engine_module.Engine.forward, [0]
+
+    def forward_and_term(engine: Any, micro: Any) -> Any:
+        done[0] += 1
+        if done[0] == number and os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(engine, micro)
+
+    engine_module.Engine.forward = forward_and_term  # type: ignore[method-assign]
+    work()
+
+
+def on_small_storage(size: str, result: str) -> None:
+    """Runs a worker whose checkpoints folder is a tmpfs of `size` in a mount namespace of its own."""
+    config = TrainerConfig.model_validate_json(Path(os.environ["POSTTRAIN_CONFIG"]).read_text())
+    root = Path(config.run_dir) / "checkpoints"
+    root.mkdir()
+    problem = _mount_small(root, size)
+    if problem is not None:
+        Path(result).write_text(json.dumps({"skipped": problem}))
+        return
+    try:
+        end = Worker(config).run()
+    except Exception as error:  # noqa: BLE001  as in the worker's main
+        end = failed(0, error)
+    free = os.statvfs(root)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+    found = {"reason": end.reason, "message": end.message, "names": names, "free": free.f_bavail * free.f_bsize}
+    whole = [entry.folder.name for entry in committed(root) if damaged(entry, entry.manifest.files) is None]
+    Path(result).write_text(json.dumps({**found, "whole": whole}))
+
+
+def _mount_small(root: Path, size: str) -> str | None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_user, new_mount, private, recursive = 0x10000000, 0x00020000, 1 << 18, 1 << 14
+    flags = new_mount if os.getuid() == 0 else new_mount | new_user
+    if libc.unshare(flags) or libc.mount(b"none", b"/", None, private | recursive, None):
+        return f"no mount namespace here: {os.strerror(ctypes.get_errno())}"
+    if libc.mount(b"tmpfs", bytes(root), b"tmpfs", 0, f"size={size}".encode()):
+        return f"no tmpfs here: {os.strerror(ctypes.get_errno())}"
+    return None
+
+
+def train_and_export(folder: str) -> None:
+    """A training whose live weights rank 0 keeps as `live.pt`, taken from the parameters themselves, not by the
+    export."""
+    engine_module.PERSISTENCE_THRESHOLD = 0
+    config = TrainerConfig.model_validate_json((Path(folder) / "config.json").read_text())
+    runtime = runtime_module.start(config.topology, config.training.seed)
+    prepared = read_manifest(Path(folder) / "prepared")
+    assert prepared is not None
+    parts, resolved = assemble(Job(config, prepared, runtime), Outside())
+    assert Loop(parts, course_of(config, resolved), runtime, State()).run()
+    live = {}
+    for name, parameter in parts.engine.module.named_parameters():
+        with parts.engine.gathered([parameter]):
+            live[name.removeprefix("lm.")] = parameter.detach().clone()
+    weights = parts.engine.weights()
+    if runtime.first:
+        assert weights is not None
+        torch.save(live, Path(folder) / "live.pt")
+        output = export(config, prepared, Finished(parts.engine.module, weights, resolved.total_steps))
+        (Path(folder) / "output.json").write_text(output.to_json())

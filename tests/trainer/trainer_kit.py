@@ -8,8 +8,10 @@ fraction of one. The ranks are real processes with a real gloo group, and may be
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import socket
@@ -27,13 +29,18 @@ from posttrain_api.records import DataReport, Resolved
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.prepared import Example, Prepared, TokenSetWriter, write_manifest
 
-os.environ["DS_ACCELERATOR"] = "cpu"
 VOCABULARY = 61
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["posttrain_trainer.worker", "deepspeed", "transformers.models.llama.modeling_llama", "trainer_jobs"]
+    [
+        "trainer_jobs",
+        "deepspeed.runtime.zero.muon.original_muon",  # compiles a function at import, and so imports the compiler
+        "transformers.models.llama.modeling_llama",
+        "transformers.models.auto.modeling_auto",
+    ]
 )
 
+Job = tuple[Any, ...]
 Rows = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 
@@ -178,7 +185,7 @@ def prepare(config: TrainerConfig, train: Rows, evaluation: Rows = (), **changes
     fields = {
         "config_digest": config.digest(),
         "model_dir": str(run_dir / "model"),
-        "model_digest": "sha256:model",
+        "model_digest": _model_digest(config, Path(changes.get("model_dir", run_dir / "model"))),
         "tokenizer_dir": str(run_dir / "model"),
         "train_dir": str(folder / "train"),
         "eval_dir": str(folder / "eval") if evaluation else None,
@@ -190,6 +197,13 @@ def prepare(config: TrainerConfig, train: Rows, evaluation: Rows = (), **changes
     write_manifest(folder, prepared)
     (run_dir / "config.json").write_text(config.to_json())
     return prepared
+
+
+def _model_digest(config: TrainerConfig, folder: Path) -> str:
+    from posttrain_trainer.model_files import CONFIG, digest_of, weight_files
+
+    weights = [] if config.model.scratch else weight_files(folder, "pvc://models/tiny")
+    return digest_of([folder / CONFIG, *weights])
 
 
 def free_port() -> int:
@@ -224,9 +238,24 @@ class Ranks:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-6000:]}" for log in self.logs if log.exists())
 
 
+@functools.cache
+def _start_server() -> None:
+    """The fork server imports with this environment; pytest's own stays as it was."""
+    given = {"PYTHONPATH": str(Path(__file__).parent), "DS_ACCELERATOR": "cpu"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    multiprocessing.forkserver.ensure_running()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
 def start_ranks(target: Callable[..., None], arguments: tuple[Any, ...], ranks: int, folder: Path, **env: str) -> Ranks:
     """Forks `ranks` processes that run target(*arguments) with torchrun's environment; output goes to
     `folder`/rank-<r>.log."""
+    _start_server()
     folder.mkdir(parents=True, exist_ok=True)
     port = str(free_port())
     processes, logs = [], []
@@ -255,22 +284,47 @@ def run_ranks(target: Callable[..., None], arguments: tuple[Any, ...], ranks: in
     assert codes == [0] * ranks, running.output()
 
 
-def start_worker(config: TrainerConfig, ranks: int = 1, attempt: int = 1, **env: str) -> Ranks:
-    """Real workers of a prepared job."""
-    from trainer_jobs import work
-
+def start_worker(config: TrainerConfig, ranks: int = 1, attempt: int = 1, job: Job = ("work",)) -> Ranks:
+    """Real workers of a prepared job. `job`: a function of trainer_jobs and its arguments."""
     run_dir = Path(config.run_dir)
     for old in (run_dir / "work" / "ends").glob("*.json"):
         old.unlink()
-    given = {"POSTTRAIN_CONFIG": str(run_dir / "config.json"), "POSTTRAIN_ATTEMPT": str(attempt), **env}
-    return start_ranks(work, (), ranks, run_dir / f"logs-{attempt}", **given)
+    given = {"POSTTRAIN_CONFIG": str(run_dir / "config.json"), "POSTTRAIN_ATTEMPT": str(attempt)}
+    return start_ranks(call, job, ranks, run_dir / f"logs-{attempt}", **given)
 
 
-def run_worker(config: TrainerConfig, ranks: int = 1, attempt: int = 1, **env: str) -> list[dict[str, Any]]:
+def run_worker(config: TrainerConfig, ranks: int = 1, attempt: int = 1, job: Job = ("work",)) -> list[dict[str, Any]]:
     """The end records of all ranks, whatever they say."""
-    running = start_worker(config, ranks, attempt, **env)
-    running.wait()
-    return ends(config, ranks, running)
+    running = start_worker(config, ranks, attempt, job)
+    codes = running.wait()
+    found = ends(config, ranks, running)
+    assert codes == [end["exitCode"] for end in found], running.output()
+    return found
+
+
+def succeed(config: TrainerConfig, ranks: int = 1, attempt: int = 1, job: Job = ("work",)) -> dict[str, Any]:
+    """Runs to success; the success record."""
+    found = run_worker(config, ranks, attempt, job)
+    assert all("reason" not in end for end in found), found
+    return dict(found[0]["success"])
+
+
+def steady_lines(config: TrainerConfig) -> list[dict[str, float]]:
+    """metrics.jsonl without what the clock and the memory say."""
+    lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    unsteady = ("time/", "step_time", "tokens_per_second", "memory_bytes")
+    return [{name: value for name, value in line.items() if not name.startswith(unsteady)} for line in lines]
+
+
+def exported(config: TrainerConfig) -> dict[str, bytes]:
+    """The weight files of the output."""
+    return {path.name: path.read_bytes() for path in (Path(config.run_dir) / "output").glob("*.safetensors")}
+
+
+def call(name: str, *arguments: Any) -> None:
+    import trainer_jobs
+
+    getattr(trainer_jobs, name)(*arguments)
 
 
 def ends(config: TrainerConfig, ranks: int, running: Ranks) -> list[dict[str, Any]]:

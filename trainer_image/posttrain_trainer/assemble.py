@@ -22,7 +22,7 @@ from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.fence import Fence, current_attempt
 from posttrain_trainer.loop import Course, Parts
-from posttrain_trainer.model import Scorer, build_policy, count
+from posttrain_trainer.model import Scorer, build_policy, check_unchanged, count
 from posttrain_trainer.prepared import Prepared, TokenSet
 from posttrain_trainer.record import ENV_ATTEMPT
 from posttrain_trainer.recorder import Observer, Recorder, Sink
@@ -52,6 +52,8 @@ def assemble(job: Job, outside: Outside, make_optimizer: MakeOptimizer | None = 
     """The parts, nothing started yet, and what was settled, with the parameter counts. `make_optimizer`: AdamW
     unless tests say another."""
     config, prepared = job.config, job.prepared
+    if job.runtime.first and _attempt(config) > 1:  # in the first one `prepare` has just read it
+        check_unchanged(config, prepared)
     policy = build_policy(config, prepared)
     counts = count(policy)
     resolved = prepared.resolved.model_copy(
@@ -123,9 +125,14 @@ def _checkpoints(job: Job) -> Checkpoints:
         resume=config.checkpoint.resume == "Auto",
         start_from=Path(source.path) if source is not None and source.path is not None else None,
     )
-    attempt = os.environ.get(ENV_ATTEMPT)
-    fence = Fence(run_dir, int(attempt) if attempt else current_attempt(run_dir) or 0)
+    fence = Fence(run_dir, _attempt(config))
     return Checkpoints(place, job.runtime, facts_of(config, job.prepared, job.runtime.ranks), fence)
+
+
+def _attempt(config: TrainerConfig) -> int:
+    """Only the first node is told; the others, which write nothing, look."""
+    told = os.environ.get(ENV_ATTEMPT)
+    return int(told) if told else current_attempt(Path(config.run_dir)) or 0
 
 
 def _tokens(folder: str) -> TokenSet:

@@ -25,6 +25,8 @@ from posttrain_trainer.losses import Scores
 
 TAG = "ds"
 """Folder of DeepSpeed's files inside a checkpoint."""
+PERSISTENCE_THRESHOLD = 100_000
+"""Elements: ZeRO-3 keeps smaller tensors whole. Tests set 0, so that tiny tensors are sharded as large ones are."""
 UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.4}}
 """Without it ZeRO-1 and 2 checkpoints cannot be converted to another world size later."""
 
@@ -37,8 +39,6 @@ class EngineSettings:
     zero_stage: int
     max_grad_norm: float
     adapter: bool = False
-    persistence_threshold: int = 100_000
-    """ZeRO-3 keeps smaller tensors whole; 0 shards even tiny ones (tests)."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     clip = 0.0 if settings.zero_stage == 0 else settings.max_grad_norm
     zero: dict[str, Any] = {"stage": settings.zero_stage, "overlap_comm": False}
     if settings.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = settings.persistence_threshold
+        zero["stage3_param_persistence_threshold"] = PERSISTENCE_THRESHOLD
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     return {
         "train_micro_batch_size_per_gpu": 1,

@@ -100,6 +100,8 @@ def _write_model(
 def _write_adapter(adapted: Any, base: tuple[str | None, str | None], weights: dict[str, Tensor], folder: Path) -> None:
     settings = adapted.peft_config["default"]
     settings.base_model_name_or_path, settings.revision = base
+    if isinstance(settings.target_modules, set):  # in the order of the hash seed: two exports would differ
+        settings.target_modules = sorted(settings.target_modules)
     # peft's names carry no adapter name; save_pretrained takes the learning weights as they are and renames them.
     adapted.save_pretrained(folder, state_dict=weights)
 

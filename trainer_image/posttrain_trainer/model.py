@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer import losses
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.lora import add_adapter
-from posttrain_trainer.losses import MAX_LOGITS, Scores, token_scores
+from posttrain_trainer.losses import Scores, token_scores
+from posttrain_trainer.model_files import CONFIG, digest_of, weight_files
 from posttrain_trainer.prepared import Prepared
 
 
@@ -34,7 +36,7 @@ class Scorer(nn.Module):
         self.lm = lm
         inner = causal_lm(lm)
         vocabulary = inner.get_output_embeddings().weight.shape[0]
-        patch_head(inner, chunk or max(1, MAX_LOGITS // vocabulary))
+        patch_head(inner, chunk or max(1, losses.MAX_LOGITS // vocabulary))
 
     def forward(self, input_ids: Tensor, index: Tensor, targets: Tensor) -> Scores:
         """input_ids [b, T], index [n] into the flattened b·T, targets [n] → log p, entropy, correct, each [n] fp32.
@@ -84,6 +86,21 @@ def logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
     return transform
 
 
+def check_unchanged(config: TrainerConfig, prepared: Prepared) -> None:
+    """The model folder is still the one that was prepared. TrainerFailure(ModelIncompatible); reads every file of
+    it."""
+    if config.model.source is None:
+        return
+    folder, uri = Path(prepared.model_dir), config.model.source.uri
+    digest = digest_of([folder / CONFIG, *weight_files(folder, uri)])
+    if digest != prepared.model_digest:
+        raise TrainerFailure(
+            Reason.MODEL_INCOMPATIBLE,
+            f"{uri}: its files changed after this job had begun ({prepared.model_digest} then, {digest} now). "
+            "Put the old files back, or run a new job.",
+        )
+
+
 @dataclass(frozen=True)
 class Counts:
     """Parameters of the whole model and those that learn; tied ones count once."""
@@ -104,7 +121,6 @@ def build_policy(config: TrainerConfig, prepared: Prepared) -> nn.Module:
     options = {"attn_implementation": prepared.resolved.attention.lower(), "dtype": torch.float32}
     model: Any = _drawn(config, folder, options) if config.model.scratch else _loaded(config, folder, options)
     model.config.use_cache = True
-    _check_vocabulary(model, prepared)
     check_head(model)
     if config.lora is not None and config.tuning == "LoRA":
         model = add_adapter(model, config.lora, config.training.seed)
@@ -144,17 +160,6 @@ def _check_complete(folder: Path, info: dict[str, Any]) -> None:
                 f"{folder}: {len(names)} weights are {what.removesuffix('_keys')}, the first is {names[0]}. "
                 "They would be drawn at random; give a folder whose weights fit its config.json.",
             )
-
-
-def _check_vocabulary(model: Any, prepared: Prepared) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.tokenizer_dir, local_files_only=True)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise TrainerFailure(
-            Reason.MODEL_INCOMPATIBLE,
-            f"{prepared.tokenizer_dir}: the tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}. "
-            "Use the tokenizer that belongs to the model.",
-        )
 
 
 @torch.no_grad()

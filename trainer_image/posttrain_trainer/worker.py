@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,7 +25,9 @@ from posttrain_trainer.export import Finished, export
 from posttrain_trainer.loop import Loop, Parts
 from posttrain_trainer.metrics import MetricsFile
 from posttrain_trainer.prepared import Prepared, read_manifest
+from posttrain_trainer.prometheus import MetricsExporter
 from posttrain_trainer.record import End, failed, preempted, succeeded, write_end
+from posttrain_trainer.reporter import Reporter
 from posttrain_trainer.runtime import Runtime, start
 
 log = logging.getLogger(__name__)
@@ -47,8 +50,13 @@ class Worker:
         config = self._config
         prepared = _prepared(config)
         runtime = start(config.topology, config.training.seed)
-        outside = _outside(prepared) if runtime.first else Outside()
-        parts, resolved = assemble(Job(config, prepared, runtime), outside)
+        with ExitStack() as stack:
+            outside = _outside(prepared, stack) if runtime.first else Outside()
+            return self._train(Job(config, prepared, runtime), outside)
+
+    def _train(self, job: Job, outside: Outside) -> End:
+        prepared, runtime = job.prepared, job.runtime
+        parts, resolved = assemble(job, outside)
         parts.recorder.facts(prepared.data_report, resolved)
         self._loop = loop = self._ready(parts, resolved, runtime)
         finished = loop.run()
@@ -111,8 +119,14 @@ def _prepared(config: TrainerConfig) -> Prepared:
     return prepared
 
 
-def _outside(prepared: Prepared) -> Outside:
-    return Outside(sinks=(Console(prepared.resolved.total_steps),))
+def _outside(prepared: Prepared, stack: ExitStack) -> Outside:
+    """The sinks of rank 0; `stack` closes them, after a failure too."""
+    console = Console(prepared.resolved.total_steps)
+    reporter = Reporter.from_env(os.environ)
+    exporter = MetricsExporter.from_env(os.environ)
+    for sink in (console, reporter, exporter):
+        stack.callback(sink.close)
+    return Outside(sinks=(console, reporter, exporter), observers=(exporter,))
 
 
 def main() -> NoReturn:

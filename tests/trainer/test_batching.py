@@ -1,0 +1,86 @@
+"""Sharing and cutting: every row once, equal counts, the budget kept, nothing lost in padding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from trainer_kit import rows, write_tokens
+
+from posttrain_trainer.batching import Feed, Share, collate, cut, plan, share, whole_set
+from posttrain_trainer.prepared import Example, TokenSet
+from posttrain_trainer.sampler import Sampler
+
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60).map(lambda values: np.array(values, dtype=np.int64))
+RANKS = st.integers(1, 9)
+BUDGETS = st.integers(1, 2000)
+
+
+@given(LENGTHS, RANKS, BUDGETS)
+def test_every_row_once_and_equal_counts(lengths: np.ndarray, ranks: int, budget: int) -> None:
+    plans = plan(lengths, ranks, budget)
+    assert len(plans) == ranks
+    assert sorted(row for micros in plans for micro in micros for row in micro) == list(range(len(lengths)))
+    assert len({len(micros) for micros in plans}) == 1
+
+
+@given(LENGTHS, BUDGETS)
+def test_the_budget_counts_padding(lengths: np.ndarray, budget: int) -> None:
+    for micro in cut(range(len(lengths)), lengths, budget):
+        padded = len(micro) * max(int(lengths[row]) for row in micro)
+        assert padded <= budget or len(micro) == 1
+
+
+@given(LENGTHS, RANKS)
+def test_work_is_even(lengths: np.ndarray, ranks: int) -> None:
+    loads = [sum(int(lengths[row]) for row in rows_) for rows_ in share(lengths, ranks)]
+    assert max(loads) - min(loads) <= int(lengths.max())
+
+
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=8), st.integers(0, 100))
+def test_counted_positions_survive_padding(lengths: list[int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    examples = []
+    for length in lengths:
+        mask = generator.integers(0, 2, length).astype(np.uint8)
+        mask[0] = 0
+        examples.append(Example(generator.integers(1, 50, length).astype(np.int32), mask))
+    micro = collate(examples)
+    assert micro.tokens == sum(lengths)
+    expected = [
+        (int(token), example.tokens[:position].tolist())
+        for example in examples
+        for position, token in enumerate(example.tokens)
+        if example.mask[position]
+    ]
+    width = micro.input_ids.shape[1]
+    found = []
+    for index, target in zip(micro.index.tolist(), micro.targets.tolist(), strict=True):
+        row, column = divmod(index, width)
+        found.append((target, micro.input_ids[row, : column + 1].tolist()))
+    assert found == expected
+
+
+def test_ranks_share_a_step_and_dummies_fill(tmp_path: Path) -> None:
+    write_tokens(tmp_path, rows(10))
+    tokens = TokenSet(tmp_path)
+    sampler = Sampler(10, 4, 10, 0)
+    feeds = [Feed(tokens, sampler, Share(rank, 3, 30)) for rank in range(3)]
+    for step in range(sampler.steps):
+        micros = [feed.micros(step) for feed in feeds]
+        assert len({len(each) for each in micros}) == 1
+        expected = sum(len(tokens[int(row)].tokens) for row in sampler.rows(step))
+        assert sum(micro.tokens for each in micros for micro in each) == expected
+    last = [micro for feed in feeds for micro in feed.micros(2)]  # two rows for three ranks
+    assert [micro.tokens > 0 for micro in last].count(False) >= 1
+    assert all(float(micro.weights.sum()) == 0 for micro in last if micro.tokens == 0)
+
+
+def test_the_whole_set_once_over_ranks(tmp_path: Path) -> None:
+    write_tokens(tmp_path, rows(11))
+    tokens = TokenSet(tmp_path)
+    parts = [list(whole_set(tokens, Share(rank, 2, 40))) for rank in range(2)]
+    assert len(parts[0]) == len(parts[1])
+    assert sum(micro.tokens for part in parts for micro in part) == int(tokens.lengths().sum())

@@ -1,0 +1,121 @@
+"""Log-probabilities and cross-entropy: by hand, against transformers' own loss, and chunked against whole."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+from trainer_kit import Shape, rows
+
+from posttrain_trainer.algorithms import ALGORITHMS
+from posttrain_trainer.batching import collate, dummy
+from posttrain_trainer.losses import nll_sum, token_scores
+from posttrain_trainer.model import Scorer, logit_transform
+from posttrain_trainer.prepared import Example
+
+
+def _examples(count: int, seed: int = 0) -> list[Example]:
+    return [Example(np.array(t, dtype=np.int32), np.array(m, dtype=np.uint8)) for t, m in rows(count, seed)]
+
+
+def test_by_hand() -> None:
+    # two classes with logits (0, log 3): p = 1/4, 3/4
+    weight = torch.tensor([[0.0], [math.log(3.0)]])
+    logp, entropy, correct = token_scores(lambda h: h @ weight.T, torch.ones(2, 1), torch.tensor([0, 1]), chunk=8)
+    assert logp.tolist() == pytest.approx([math.log(0.25), math.log(0.75)], rel=1e-6)
+    expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert entropy.tolist() == pytest.approx([expected, expected], rel=1e-6)
+    assert correct.tolist() == [0.0, 1.0]
+    total = nll_sum(logp, torch.tensor([1.0, 2.0]))
+    assert float(total) == pytest.approx(math.log(4) + 2 * math.log(4 / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_chunks_change_nothing(chunk: int) -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(7, 5), nn.Linear(5, 11, bias=False)
+    targets = torch.randint(0, 11, (7,))
+    results = []
+    for size in (chunk, 100):
+        given = hidden.clone().requires_grad_()
+        logp, entropy, correct = token_scores(head, given, targets, size)
+        head.zero_grad()
+        logp.sum().backward()
+        results.append((logp, entropy, correct, given.grad, head.weight.grad.clone()))
+    for ours, whole in zip(*results, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_no_token_gives_zero_with_a_graph() -> None:
+    head = nn.Linear(5, 11)
+    hidden = torch.randn(0, 5, requires_grad=True)
+    logp, _, _ = token_scores(head, hidden, torch.zeros(0, dtype=torch.int64), 8)
+    nll_sum(logp, torch.zeros(0)).backward()
+    assert head.weight.grad is not None
+    assert float(head.weight.grad.abs().sum()) == 0.0
+
+
+def test_equals_the_loss_of_transformers() -> None:
+    """HF's own cross-entropy with labels -100, one row at a time, summed; ours in one padded batch without a mask."""
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(Shape().config(), dtype=torch.float32)
+    examples = _examples(9)
+    count = sum(int(example.mask.sum()) for example in examples)
+    theirs = 0.0
+    for example in examples:
+        ids = torch.tensor(example.tokens.astype(np.int64))[None]
+        labels = torch.where(torch.tensor(example.mask)[None].bool(), ids, -100)
+        theirs = theirs + model(input_ids=ids, labels=labels).loss * int(example.mask.sum()) / count
+    theirs.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    micro = collate(examples)
+    algorithm = ALGORITHMS["SFT"]()
+    assert algorithm.weights(micro) == {"nll": count}
+    scores = Scorer(model)(micro.input_ids, micro.index, micro.targets)
+    ours = algorithm.losses(scores, micro)["nll"] / count
+    ours.backward()
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_the_head_is_as_before_without_targets() -> None:
+    model = transformers.AutoModelForCausalLM.from_config(Shape().config(), dtype=torch.float32)
+    ids = torch.arange(6)[None]
+    before = model(input_ids=ids).logits
+    Scorer(model)
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_dummy_has_no_gradient_but_a_graph() -> None:
+    model = transformers.AutoModelForCausalLM.from_config(Shape().config(), dtype=torch.float32)
+    micro = dummy(_examples(1)[0])
+    algorithm = ALGORITHMS["Pretrain"]()
+    assert algorithm.weights(micro) == {"nll": 0.0}
+    scores = Scorer(model)(micro.input_ids, micro.index, micro.targets)
+    algorithm.losses(scores, micro)["nll"].backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert float(parameter.grad.abs().max()) == 0.0
+
+
+def test_logits_of_other_families() -> None:
+    class Gemma:
+        final_logit_softcapping = 30.0
+
+    class Cohere:
+        logit_scale = 0.25
+
+    class Granite:
+        logits_scaling = 8.0
+
+    logits = torch.tensor([10.0, -40.0])
+    torch.testing.assert_close(logit_transform(Gemma())(logits), 30 * torch.tanh(logits / 30))
+    torch.testing.assert_close(logit_transform(Cohere())(logits), logits * 0.25)
+    torch.testing.assert_close(logit_transform(Granite())(logits), logits / 8)
+    assert logit_transform(object())(logits) is logits
