@@ -132,7 +132,7 @@ locks: $(UV) ## locks/*.txt from pyproject.toml (UPGRADE=1 takes newer versions)
 
 ## --- Use
 
-demo: env images-local ## a real control plane on this machine, and training jobs on it
+demo: env images-local binaries ## a real control plane on this machine, and training jobs on it
 	$(PY) -m demo </dev/null
 
 clean: ## caches and built environments, .venv is kept
