@@ -15,12 +15,31 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from posttrain_api import names
-from posttrain_api.problems import InvalidJob, Problem, schema_problems
+from posttrain_api.problems import InvalidJob, Problem, schema_problems, suggest
 from posttrain_api.rules import CHECKED_RULES, Rule
 from posttrain_api.rules.types import get, nodes
 from posttrain_api.spec import JobSpec
 
 __all__ = ["InvalidJob", "Job", "Problem", "check", "parse_job"]
+
+_ROOT_FIELDS = ("apiVersion", "kind", "metadata", "spec", "status")
+_META_FIELDS = (
+    "name",
+    "generateName",
+    "namespace",
+    "labels",
+    "annotations",
+    "finalizers",
+    "ownerReferences",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "managedFields",
+    "selfLink",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,7 @@ def check(manifest: Mapping[str, Any]) -> tuple[Problem, ...]:
 
 
 def _read(manifest: Mapping[str, Any]) -> tuple[list[Problem], JobSpec | None]:
-    envelope = [*_kind_problems(manifest), *_metadata_problems(manifest)]
+    envelope = [*_kind_problems(manifest), *_unknown_problems(manifest), *_metadata_problems(manifest)]
     spec, schema = _parse_spec(manifest)
     refused = {problem.path for problem in schema}
     rules = [problem for problem in _rule_problems(manifest) if problem.path not in refused]
@@ -79,6 +98,21 @@ def _kind_problems(manifest: Mapping[str, Any]) -> list[Problem]:
         Problem(key, f"must be {value}", manifest.get(key), f"write {key}: {value}")
         for key, value in wanted.items()
         if manifest.get(key) != value
+    ]
+
+
+def _unknown_problems(manifest: Mapping[str, Any]) -> list[Problem]:
+    """Fields of the root and of metadata that Kubernetes does not know: a strict client is refused with them."""
+    metadata = manifest.get("metadata")
+    places = (
+        ("", manifest, _ROOT_FIELDS),
+        ("metadata.", metadata if isinstance(metadata, Mapping) else {}, _META_FIELDS),
+    )
+    return [
+        Problem(at + key, "unknown field", value, suggest(key, known))
+        for at, node, known in places
+        for key, value in node.items()
+        if key not in known
     ]
 
 

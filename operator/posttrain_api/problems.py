@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -122,7 +122,11 @@ def model_in(annotation: Any) -> type[Model] | None:
 
 
 def _did_you_mean(name: str, owner: type[Model] | None) -> str:
-    known = [info.alias or field for field, info in owner.model_fields.items()] if owner else []
+    return suggest(name, [info.alias or field for field, info in owner.model_fields.items()] if owner else [])
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """The next step for an unknown name: the one that was meant, else all that are known."""
     lower = {item.lower(): item for item in known}
     close = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)
     if close:

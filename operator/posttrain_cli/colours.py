@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
-_CODES = {"red": "31", "green": "32", "yellow": "33"}
+_CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34"}
 
 
 def paint(text: str, colour: str, stream: TextIO) -> str:
-    """The text, coloured where `stream` is a terminal. KeyError for a colour that is not red, green or yellow."""
+    """The text, coloured where `stream` is a terminal. KeyError for a colour that is not in the table."""
     code = _CODES[colour]
     if not stream.isatty() or os.environ.get("NO_COLOR"):
         return text

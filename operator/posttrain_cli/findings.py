@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from posttrain_api import names
 from posttrain_api.job import Job
@@ -20,13 +20,16 @@ from posttrain_operator.plan.types import Parent
 UNKNOWN_UID = "uid"
 
 
+Level = Literal["error", "warning", "note"]
+
+
 @dataclass(frozen=True)
 class Finding:
-    """A line of the file and what is wrong or remarkable there."""
+    """A line of the file and what is wrong or remarkable there. Notes never count, warnings under --strict only."""
 
     line: int
     text: str
-    warning: bool = False
+    level: Level = "error"
 
 
 def with_uid(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,10 +65,12 @@ def job_findings(document: Document, job: Job) -> tuple[Finding, ...]:
     found = []
     if job.status:
         line = document.line_of("status")
-        found.append(Finding(line, "status: is written by the operator; the API server drops it from a file", True))
+        found.append(
+            Finding(line, "status: is written by the operator; the API server drops it from a file", "warning")
+        )
     if _moving(job.spec.model):
         text = f"spec.model.uri: {job.spec.model.uri} names no revision; every new job takes what it means that day"
-        found.append(Finding(document.line_of("spec.model.uri"), f"{text}; add @<commit> to repeat a run", True))
+        found.append(Finding(document.line_of("spec.model.uri"), f"{text}; add @<commit> to repeat a run", "note"))
     return tuple(found)
 
 
@@ -80,7 +85,7 @@ def file_findings(documents: Sequence[Document]) -> list[Finding]:
         return [Finding(1, f"no {names.KIND} in it; write kind: {names.KIND}")]
     others = (document for document in documents if _kind(document) != names.KIND)
     skipped = (
-        Finding(document.line, f"{_kind(document) or 'no kind'}: not a {names.KIND}, not checked", True)
+        Finding(document.line, f"{_kind(document) or 'no kind'}: not a {names.KIND}, not checked", "note")
         for document in others
     )
     return [*skipped, *_doubles(jobs), *_cycles(jobs)]

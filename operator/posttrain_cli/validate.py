@@ -25,6 +25,7 @@ from posttrain_operator.plan.errors import PlanError
 from posttrain_operator.plan.types import Plan, PlanSettings
 
 GOOD, BAD = 0, 1
+_COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 PLATFORM_IMAGE = "the platform's trainer image"
 DESCRIPTION = """\
 Checks the PostTrainingJobs of FILE as the API server and the operator would, without a cluster, and prints every
@@ -47,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", metavar="FILE", help="YAML with one or more documents; - reads standard input")
-    parser.add_argument("--strict", action="store_true", help="warnings count as problems")
+    parser.add_argument("--strict", action="store_true", help="warnings count as problems (notes do not)")
     parser.add_argument("--resolved", action="store_true", help="print the effective values of each job as YAML")
     parser.set_defaults(main=main)
 
@@ -75,7 +76,8 @@ def main(args: argparse.Namespace) -> int:
     findings = [*(finding for item in checked for finding in item.findings), *file_findings(documents)]
     for finding in sorted(findings, key=lambda found: found.line):
         _print_finding(shown, finding)
-    bad = any(not finding.warning or args.strict for finding in findings)
+    counted = ("error", "warning") if args.strict else ("error",)
+    bad = any(finding.level in counted for finding in findings)
     _print_summary(shown, checked, bad)
     if args.resolved:
         _print_resolved(checked)
@@ -117,7 +119,7 @@ def _refuse(message: str) -> int:
 
 
 def _print_finding(file: str, finding: Finding) -> None:
-    mark = paint("warning ", "yellow", sys.stdout) if finding.warning else paint("error ", "red", sys.stdout)
+    mark = paint(f"{finding.level} ", _COLOURS[finding.level], sys.stdout)
     print(f"{file}:{finding.line}: {mark}{finding.text}")
 
 

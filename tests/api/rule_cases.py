@@ -346,6 +346,8 @@ REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
 )
 
 UNKNOWN: tuple[Refused, ...] = (
+    Refused("at the root", {"specs": {}}, "specs", "unknown field"),
+    Refused("in metadata", {"metadata.lables": {}}, "metadata.lables", "unknown field"),
     Refused("typo", {"spec.lora.rnak": 3}, "spec.lora.rnak", "unknown field"),
     Refused("later block", {"spec.grpo": {"groupSize": 8}}, "spec.grpo", "unknown field"),
     Refused("later field", {"spec.lora.dora": True}, "spec.lora.dora", "unknown field"),
