@@ -11,6 +11,7 @@ from statusserver_rig import PLACE, running
 from posttrain_api import names
 from posttrain_operator.plan.types import PlanSettings
 from posttrain_operator.settings import Settings, Timing
+from posttrain_operator.statusserver import handlers
 from posttrain_operator.statusserver.server import ServerOptions, options_of
 
 
@@ -95,6 +96,19 @@ async def test_a_large_body_is_refused_however_it_is_sent(chunked: bool) -> None
         async with rig.client.post(rig.url(), data=data, headers=headers) as answer:
             assert answer.status == 413
             assert (await answer.json())["reason"] == "ReportTooLarge"
+
+
+async def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "BODY_SECONDS", 0.1)
+
+    async def slowly() -> Any:
+        yield b"{"
+        await asyncio.sleep(1.0)
+
+    async with running() as rig:
+        async with rig.client.post(rig.url(), data=slowly(), headers={"Authorization": "Bearer good"}) as answer:
+            assert answer.status == 408
+        assert rig.cluster.results == ["too_slow"]
 
 
 async def test_a_pod_that_reports_too_often_is_told_to_wait() -> None:

@@ -49,6 +49,8 @@ class Server:
         self.folder = folder
         self.received: list[tuple[float, str, dict[str, Any]]] = []
         self.answers: list[tuple[int, dict[str, str], float]] = [(200, {}, 0.0)]
+        self.connections = 0
+        self.idle: float | None = None
         self._port = 0
         self._http: http.server.ThreadingHTTPServer | None = None
         certificate(folder)
@@ -58,6 +60,13 @@ class Server:
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = outer.idle
+
+            def setup(self) -> None:
+                super().setup()
+                outer.connections += 1
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.received.append((time.monotonic(), self.headers["Authorization"], body))
@@ -193,6 +202,32 @@ def test_a_new_authority_is_taken_without_a_restart(server: Server, reporter: Re
     server.start()
     reporter.report(training(2))
     until(lambda: 2 in server.steps)
+
+
+def test_one_connection_serves_all_reports(server: Server, reporter: Reporter) -> None:
+    for step in range(1, 4):
+        reporter.report(training(step))
+        until(lambda step=step: server.steps[-1:] == [step])
+    assert server.connections == 1
+
+
+def test_a_connection_that_the_server_closed_costs_nothing(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.stop()
+    server.idle = 0.1
+    server.start()
+    reporter = Reporter.from_env(server.environ, FAST)
+    for step in range(1, 4):
+        reporter.report(training(step))
+        until(lambda step=step: server.steps[-1:] == [step])
+        time.sleep(0.3)
+    assert server.connections >= 3
+    assert caplog.records == []
+    reporter.close(1.0)
+
+
+def test_a_url_without_tls_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    Reporter.from_env({names.ENV_STATUS_URL: "http://host/report"}).report(training(1))
+    assert "must begin with https://" in caplog.text
 
 
 def test_a_slow_server_never_blocks_the_loop(server: Server, reporter: Reporter) -> None:

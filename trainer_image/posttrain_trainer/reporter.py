@@ -8,7 +8,6 @@ begins and once when it ends. Where POSTTRAIN_STATUS_URL is unset nothing happen
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import logging
@@ -17,11 +16,10 @@ import random
 import ssl
 import threading
 import time
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 from posttrain_api import names
 from posttrain_api.records import MAX_METRICS, Report
@@ -77,7 +75,9 @@ class Reporter:
     def from_env(cls, environ: Mapping[str, str], timing: ReporterTiming | None = None) -> Reporter:
         """A reporter as the pod's environment says; one that does nothing where no URL is set."""
         url = environ.get(names.ENV_STATUS_URL, "")
-        if not url:
+        if url and not url.startswith("https://"):
+            log.warning("%s must begin with https:// (found %r): no progress reports", names.ENV_STATUS_URL, url)
+        if not url.startswith("https://"):
             return cls(None)
         ca, token = environ.get(names.ENV_STATUS_CA), environ.get(names.ENV_STATUS_TOKEN)
         return cls(Endpoint(url, Path(ca) if ca else None, Path(token) if token else None), timing)
@@ -100,6 +100,8 @@ class Reporter:
             self._state.notify_all()
         if self._thread.is_alive():
             self._thread.join(seconds)
+        with self._state:
+            self._stopped = True  # a request that is still under way is the last
 
     def _run(self) -> None:
         last_sent, not_before = -math.inf, -math.inf
@@ -111,6 +113,8 @@ class Reporter:
             pause = self._send(report)
             last_sent = time.monotonic()
             not_before = last_sent + pause
+        if self._client is not None:
+            self._client.close()
 
     def _wait(self, last_sent: float, not_before: float) -> bool:
         """Sleeps until a report is due. False: the thread ends."""
@@ -141,7 +145,7 @@ class Reporter:
         assert self._client is not None  # the thread runs only with an endpoint
         try:
             self._client.post(report)
-        except HTTPError as error:
+        except _Refused as error:
             return self._refused(error)
         except (OSError, ValueError, http.client.HTTPException) as error:
             return self._failed(f"{type(error).__name__}: {error}", None)
@@ -150,8 +154,8 @@ class Reporter:
         self._failures = 0
         return 0.0
 
-    def _refused(self, error: HTTPError) -> float:
-        text = f"{error.code} {_message(error)}"
+    def _refused(self, error: _Refused) -> float:
+        text = str(error)
         if error.code == _GIVE_UP:
             log.info("no more progress reports: %s", text)
             with self._state:
@@ -160,14 +164,14 @@ class Reporter:
         if error.code in _OUR_FAULT:
             self._note(text)
             return 0.0
-        return self._failed(text, error.headers.get("Retry-After"))
+        return self._failed(text, error.retry_after)
 
     def _failed(self, text: str, retry_after: str | None) -> float:
         """Keeps the report pending and gives the pause: what the server asks for, else doubled, with jitter."""
         self._note(text)
         with self._state:
             self._pending = True
-            self._stopped = self._closing  # the last try was this one
+            self._stopped = self._stopped or self._closing  # the last try was this one
         if retry_after and retry_after.isdigit():
             return min(float(retry_after), self._timing.retry_most)
         pause = min(self._timing.retry_most, self._timing.retry_first * 2.0 ** min(self._failures - 1, 10))
@@ -182,36 +186,70 @@ class Reporter:
             log.debug("progress report failed %d times: %s", self._failures, text)
 
 
+class _Refused(Exception):
+    """The server's answer was not 200. `retry_after`: its wish in seconds, as sent."""
+
+    def __init__(self, code: int, message: str, retry_after: str | None) -> None:
+        super().__init__(f"{code} {message}")
+        self.code, self.retry_after = code, retry_after
+
+
 class _Client:
-    """One POST at a time. Token and CA bundle are read again when they change; the pod's HTTP proxies are not used."""
+    """One POST at a time over a connection that is kept: a thousand jobs must not cost the operator 200 handshakes/s.
+
+    Token and CA bundle are read again when they change; the pod's HTTP proxies are not used.
+    """
 
     def __init__(self, endpoint: Endpoint, timeout: float) -> None:
         self._endpoint = endpoint
         self._timeout = timeout
-        self._trusted: tuple[str, ssl.SSLContext] | None = None
+        self._url = urlsplit(endpoint.url)
+        self._bundle: str | None = None
+        self._connection: http.client.HTTPSConnection | None = None
 
     def post(self, report: Report) -> None:
-        """Sends one report. HTTPError for a refusal, OSError where no answer came."""
-        headers = {"Content-Type": "application/json", **self._authorization()}
-        request = urllib.request.Request(self._endpoint.url, report.to_json().encode(), headers, method="POST")
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._context())
-        )
-        with opener.open(request, timeout=self._timeout) as answer:
-            answer.read(65536)
+        """Sends one report. _Refused, or OSError or HTTPException where no answer came."""
+        body, headers = report.to_json().encode(), {"Content-Type": "application/json", **self._authorization()}
+        kept = self._connection is not None
+        try:
+            self._exchange(body, headers)
+        except (OSError, http.client.HTTPException):
+            self.close()
+            if not kept:
+                raise
+            self._exchange(body, headers)  # a kept connection may have been closed by the other side long ago
+
+    def close(self) -> None:
+        """Drops the connection; the next report opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _exchange(self, body: bytes, headers: dict[str, str]) -> None:
+        connection = self._connected()
+        connection.request("POST", self._url.path, body, headers)
+        answer = connection.getresponse()
+        text = answer.read(65536)
+        if answer.will_close:
+            self.close()
+        if answer.status != 200:
+            raise _Refused(answer.status, _message(text) or answer.reason, answer.headers.get("Retry-After"))
+
+    def _connected(self) -> http.client.HTTPSConnection:
+        ca = self._endpoint.ca_file
+        bundle = None if ca is None else ca.read_text()
+        if self._connection is None or bundle != self._bundle:
+            self.close()
+            context = ssl.create_default_context(cadata=bundle)
+            host, port = self._url.hostname or "", self._url.port
+            self._connection = http.client.HTTPSConnection(host, port, timeout=self._timeout, context=context)
+            self._bundle = bundle
+        return self._connection
 
     def _authorization(self) -> dict[str, str]:
         if self._endpoint.token_file is None:
             return {}
         return {"Authorization": f"Bearer {self._endpoint.token_file.read_text().strip()}"}
-
-    def _context(self) -> ssl.SSLContext:
-        if self._endpoint.ca_file is None:
-            return ssl.create_default_context()
-        bundle = self._endpoint.ca_file.read_text()
-        if self._trusted is None or self._trusted[0] != bundle:
-            self._trusted = (bundle, ssl.create_default_context(cadata=bundle))
-        return self._trusted[1]
 
 
 def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -231,8 +269,10 @@ def _is_urgent(before: Report | None, now: Report) -> bool:
     return before is None or any(getattr(before, name) != getattr(now, name) for name in ("phase", *_FACTS))
 
 
-def _message(error: HTTPError) -> str:
-    """The server's own words, bounded."""
-    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):  # then the code alone has to do
-        return str(json.loads(error.read(4096)).get("message", ""))[:500]
-    return str(error.reason)
+def _message(body: bytes) -> str:
+    """The server's own words, bounded; empty where it has none (a proxy answered)."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return ""
+    return str(found.get("message", ""))[:500] if isinstance(found, dict) else ""

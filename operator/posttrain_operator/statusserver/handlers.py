@@ -7,6 +7,7 @@ are JSON with `code`, `reason` and `message`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -25,11 +26,13 @@ from posttrain_operator.statusserver.view import JobsView
 from posttrain_operator.statusserver.writer import JobKey, ProgressWriter
 
 log = logging.getLogger(__name__)
+BODY_SECONDS = 10.0
 RESULTS = {
     200: "accepted",
     401: "unauthenticated",
     403: "forbidden",
     404: "unknown_job",
+    408: "too_slow",
     409: "finished_job",
     413: "too_large",
     422: "invalid",
@@ -132,12 +135,16 @@ def _job_uid(parts: Parts, sender: Sender, name: str) -> str:
 
 
 async def _body(request: web.Request) -> bytes:
-    """The body, read no further than the limit. Refusal 413."""
+    """The body, read no further than the limit and no longer than a few seconds. Refusal 413 or 408."""
     body = bytearray()
-    async for chunk in request.content.iter_chunked(4096):
-        body += chunk
-        if len(body) > MAX_REPORT_BYTES:
-            _too_large()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.content.iter_chunked(4096):
+                body += chunk
+                if len(body) > MAX_REPORT_BYTES:
+                    _too_large()
+    except TimeoutError:
+        raise Refusal(408, "ReportTooSlow", f"body: must arrive within {BODY_SECONDS:.0f} s") from None
     return bytes(body)
 
 
