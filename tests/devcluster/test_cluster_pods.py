@@ -195,6 +195,14 @@ def test_probes(space):
     assert any("Unhealthy: Liveness probe failed: dial tcp" in each for each in space.events("dead"))
 
 
+def test_a_status_that_somebody_else_changed_is_put_right(space):
+    space.run("honest", "sleep 60")
+    space.kubectl("wait", "pod/honest", "--for=condition=Ready", "--timeout=20s")
+    false = '{"status":{"conditions":[{"type":"Ready","status":"False"}]}}'
+    space.kubectl("patch", "pod", "honest", "--subresource=status", "-p", false)
+    space.kubectl("wait", "pod/honest", "--for=condition=Ready", "--timeout=20s")
+
+
 def test_http_probe(space):
     script = "import http.server; http.server.test(http.server.SimpleHTTPRequestHandler, port=8000)"
     probe = {"httpGet": {"path": "/", "port": "web"}, "periodSeconds": 1}
