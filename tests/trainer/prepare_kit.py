@@ -141,6 +141,12 @@ def job(tmp_path: Path, train: Path | Sequence[DataSource], **fields: Any) -> Tr
     return TrainerConfig(data=data, training=training, **{**settings, **fields})
 
 
+def sft(tmp_path: Path, model: Path, rows: list[Any], **fields: Any) -> TrainerConfig:
+    """An SFT job on these rows and this model."""
+    train = write_jsonl(tmp_path / "data" / "train.jsonl", rows)
+    return job(tmp_path, train, **{"stage": "SFT", "model": model_source(model), **fields})
+
+
 def write_config(config: TrainerConfig, folder: Path) -> Path:
     """The config as the operator would mount it."""
     folder.mkdir(parents=True, exist_ok=True)

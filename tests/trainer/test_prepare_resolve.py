@@ -1,0 +1,58 @@
+"""What prepare settles: steps, warm-up, ZeRO stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prepare_kit import (
+    job,
+)
+
+from posttrain_api.trainer import LoraConfig, Topology
+from posttrain_trainer.resolve import Facts, resolve
+
+
+def _resolved(tmp_path: Path, facts: Facts, **fields: Any) -> Any:
+    return resolve(job(tmp_path, tmp_path / "x", **fields), facts)
+
+
+@pytest.mark.parametrize(
+    ("training", "steps", "warmup"),
+    [
+        ({}, 25, 1),
+        ({"epochs": 2.5}, 63, 2),
+        ({"epochs": None, "max_steps": 400}, 400, 12),
+        ({"schedule": "Constant"}, 25, 0),
+        ({"warmup_steps": 7}, 25, 7),
+        ({"epochs": 0.001}, 1, 1),
+    ],
+)
+def test_steps(tmp_path: Path, training: dict[str, Any], steps: int, warmup: int) -> None:
+    resolved = _resolved(tmp_path, Facts(100, 0, None, None), training=training)
+    assert (resolved.total_steps, resolved.warmup_steps) == (steps, warmup)
+
+
+GIB = 2**30
+LORA = {"tuning": "LoRA", "lora": LoraConfig(rank=8, alpha=16, dropout=0, target_modules=("all-linear",))}
+
+
+@pytest.mark.parametrize(
+    ("facts", "fields", "stage"),
+    [
+        (Facts(9, 10**6, None, None), {}, 0),
+        (Facts(9, 10**6, None, None), {"topology": Topology(nodes=2, processes_per_node=1, gpus_per_node=0)}, 2),
+        (Facts(9, 10**9, 80 * GIB, None), {"topology": Topology(nodes=1, processes_per_node=8, gpus_per_node=8)}, 2),
+        (
+            Facts(9, 8 * 10**9, 80 * GIB, None),
+            {"topology": Topology(nodes=1, processes_per_node=8, gpus_per_node=8)},
+            3,
+        ),
+        (Facts(9, 8 * 10**9, 80 * GIB, None), LORA, 2),
+        (Facts(9, 32 * 10**9, 80 * GIB, None), LORA, 3),
+        (Facts(9, 8 * 10**9, 80 * GIB, None), {"zero_stage": 1}, 1),
+    ],
+)
+def test_zero_stage(tmp_path: Path, facts: Facts, fields: dict[str, Any], stage: int) -> None:
+    assert _resolved(tmp_path, facts, **fields).zero_stage == stage
