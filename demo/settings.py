@@ -28,7 +28,7 @@ class Settings:
 
     state: Path
     keep: bool
-    limit_seconds: int = 900
+    limit_seconds: int = 1800
 
 
 def from_environment() -> Settings:

@@ -22,6 +22,13 @@ ENVIRONMENTS = ROOT / ".build" / "envs"
 IMAGES = {"posttrain-operator:0.1.0": "operator", "posttrain-trainer:0.1.0": "trainer"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A job on a busy machine takes its time; only a test that fails takes all of it."""
+    for item in items:
+        if "e2e" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(700))
+
+
 def images() -> dict[str, dict[str, object]]:
     for folder in IMAGES.values():
         if not (ENVIRONMENTS / folder / "bin" / "python").exists():

@@ -18,7 +18,7 @@ from devcluster.testing import Cluster
 
 OPERATOR_NAMESPACE = "posttrain-system"
 RELEASE = "posttrain-operator"
-END_SECONDS = 150
+END_SECONDS = 300
 
 Manifest = dict[str, Any]
 
