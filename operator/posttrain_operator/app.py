@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -39,7 +39,6 @@ from posttrain_operator.workqueue import Backoff, WorkQueue
 log = logging.getLogger(__name__)
 EXIT_STOPPED, EXIT_BROKEN, EXIT_CHANGED = 0, 1, 3
 _BEAT = 1.0
-_PATIENCE = 2.0
 
 
 class Parts:
@@ -71,11 +70,10 @@ async def run(settings: Settings) -> int:
     _stop_on_signals(stop)
     async with _opened(settings) as parts:
         tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in _background(parts).items()]
-        main = asyncio.create_task(_serve(parts, stop), name="operator")
+        main = asyncio.create_task(_serve(parts), name="operator")
         stopped = asyncio.create_task(stop.wait(), name="stop")
         await asyncio.wait([main, stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
         parts.health.stopping = True
-        stop.set()
         await _end([main, stopped, *tasks])
         return _exit_code([main, *tasks])
 
@@ -131,25 +129,22 @@ async def _keep_status_server(parts: Parts) -> None:
     await asyncio.Event().wait()
 
 
-async def _serve(parts: Parts, stop: asyncio.Event) -> None:
+async def _serve(parts: Parts) -> None:
     """Watches and works until told to stop. Raises where any part of it ends by itself."""
     has_backend = await _discover(parts)
     parts.observer.backend_available = has_backend
     kinds = tuple(kind for kind in WATCHED if kind is not PYTORCHJOB or has_backend)
     lists = Lists(parts.cluster, parts.cache, parts.settings, kinds)
     registry = registry_of(Handlers(parts.cache, parts.queue.add), parts.login, kinds)
-    ours = [
-        asyncio.create_task(_work(parts, lists), name="workers"),
-        asyncio.create_task(discover_forever(parts.cluster, parts.settings.timing, has_backend), name="discovery"),
-    ]
+    # All of them before kopf: when it ends it waits five seconds for tasks that were started after it.
+    ours = _workforce(parts, lists, has_backend)
     parts.health.detail = "waiting for the initial lists"
-    watching = asyncio.create_task(watch(parts.settings, registry, stop), name="kopf")
+    watching = asyncio.create_task(watch(parts.settings, registry), name="kopf")
     try:
         done, _ = await asyncio.wait([watching, *ours], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        stop.set()
         await _end([watching, *ours])
 
 
@@ -171,18 +166,34 @@ async def _has(parts: Parts, kind: Any) -> bool:
             await asyncio.sleep(1)
 
 
-async def _work(parts: Parts, lists: Lists) -> None:
-    """The workers and the safety nets, once the picture is complete. Ends only by an error."""
+def _workforce(parts: Parts, lists: Lists, has_backend: bool) -> list[asyncio.Task[None]]:
+    """The workers and the safety nets; they hold still until the picture is complete. Each ends only by an error."""
+    timing, complete = parts.settings.timing, asyncio.Event()
+
+    def task(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        return asyncio.create_task(_gated(complete, run), name=name)
+
+    return [
+        asyncio.create_task(_open_gate(parts, lists, complete), name="initial lists"),
+        *(task(f"worker {number}", parts.worker.run) for number in range(parts.settings.workers)),
+        task("resync", lambda: resync_forever(parts.cache, parts.queue, timing)),
+        task("comparison", lambda: compare_forever(lists, parts.cache, parts.queue, timing)),
+        task("discovery", lambda: discover_forever(parts.cluster, timing, has_backend)),
+    ]
+
+
+async def _gated(gate: asyncio.Event, run: Callable[[], Awaitable[None]]) -> None:
+    await gate.wait()
+    await run()
+
+
+async def _open_gate(parts: Parts, lists: Lists, gate: asyncio.Event) -> None:
     started = time.monotonic()
     await _delivered(parts, lists)
     parts.health.lists_delivered, parts.health.detail = True, "ready"
     log.info("ready after %.1f s: %s", time.monotonic() - started, dict(parts.cache.counts()))
-    timing = parts.settings.timing
-    async with asyncio.TaskGroup() as group:
-        for number in range(parts.settings.workers):
-            group.create_task(parts.worker.run(), name=f"worker {number}")
-        group.create_task(resync_forever(parts.cache, parts.queue, timing), name="resync")
-        group.create_task(compare_forever(lists, parts.cache, parts.queue, timing), name="comparison")
+    gate.set()
+    await asyncio.Event().wait()
 
 
 async def _delivered(parts: Parts, lists: Lists) -> None:
@@ -213,10 +224,7 @@ def _is(error: BaseException, kind: type[Exception]) -> bool:
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:
-    """Gives kopf, and what waits for it, a moment to end by itself, cancels the rest and waits for it."""
-    gentle = [task for task in tasks if task.get_name() in ("kopf", "operator")]
-    if gentle:
-        await asyncio.wait(gentle, timeout=_PATIENCE)
+    """Cancels all and waits for them; what they raised is read by `_exit_code`."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

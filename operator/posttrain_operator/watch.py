@@ -169,13 +169,13 @@ def registry_of(handlers: Handlers, login: Login, kinds: tuple[Kind, ...]) -> ko
     return registry
 
 
-async def watch(settings: Settings, registry: kopf.OperatorRegistry, stop: Any) -> None:
-    """Runs kopf until SIGTERM, `stop` (an asyncio.Event) or an error; returns only on the first two."""
+async def watch(settings: Settings, registry: kopf.OperatorRegistry) -> None:
+    """Runs kopf until SIGTERM, which makes it return, or an error. To end it otherwise, cancel it: a stop flag leaves a
+    task behind that kopf then waits five seconds for."""
     await kopf.operator(
         registry=registry,
         settings=watch_settings(),
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
-        stop_flag=stop,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -95,8 +96,7 @@ def test_without_rights_it_is_never_ready(plane: Cluster, tmp_path: Path) -> Non
 def test_no_annotation_and_no_finalizer(plane: Cluster, world: World, tmp_path: Path) -> None:
     with operator(plane, tmp_path):
         started(world)
-    found = world.get("ptj", "job")
-    assert found is not None
+    found = json.loads(world.kubectl("get", "ptj", "job", "-o", "json", "--show-managed-fields"))
     assert "finalizers" not in found["metadata"]
     assert [key for key in found["metadata"].get("annotations") or {} if "kopf" in key] == []
     managers = {entry["manager"] for entry in found["metadata"]["managedFields"]}

@@ -148,6 +148,7 @@ class Life(RuleBasedStateMachine):
             self.cluster.now += timedelta(seconds=70)
         self.cluster.training_operator()
         self.cluster.run_all()
+        self.cluster.report(phase="Training")
         self.cluster.settle()
         assert self.cluster.status["state"] in ("Running", "Succeeded", "Failed"), self.cluster.status
 

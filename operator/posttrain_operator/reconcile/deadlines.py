@@ -44,6 +44,6 @@ def next_look(job: JobFacts, now: datetime) -> float | None:
     startup_limit, active_limit = job.policy("startupDeadlineSeconds"), job.policy("activeDeadlineSeconds")
     if startup_limit is not None and not (job.suspend or job.holds("Running") or job.holds("Suspended")):
         waits.append(startup_limit - startup_seconds(job, now))
-    if active_limit is not None and accounting.open_seconds(job, now) > 0:
+    if active_limit is not None and accounting.is_open(job):
         waits.append(active_limit - accounting.active_seconds(job, now))
     return max(0.05, min(waits)) if waits else None

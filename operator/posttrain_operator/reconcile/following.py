@@ -60,12 +60,13 @@ def _unready(unready: list[PodRecord], view: AttemptView) -> Verdict:
 
 
 def _until_running(job: JobFacts, seen: Observation, pods: tuple[PodRecord, ...], now: datetime) -> float:
-    """0 where the loop has started: rank 0 says so, or nobody reports and all pods have been ready for long enough."""
+    """0 where the loop has started: rank 0 says so, or no reports come and all pods have been ready for long enough."""
     if seen.status_server is None:
         return 0.0
     begun = clock.parse((job.status.get("attempt") or {}).get("startTime"))
     reported = clock.parse(job.progress.get("lastUpdateTime"))
-    if reported and (begun is None or reported >= begun):
+    recent = reported and (now - reported).total_seconds() < 3 * seen.timing.silence
+    if reported and recent and (begun is None or reported >= begun):
         return seen.timing.silence if job.progress.get("phase") in _BEFORE_THE_LOOP else 0.0
     youngest = min((clock.seconds_since(pod.ready_since, now) or 0.0 for pod in pods), default=0.0)
     return max(0.0, seen.timing.silence - youngest)

@@ -14,11 +14,17 @@ from posttrain_operator import clock
 from posttrain_operator.facts import JobFacts
 
 
+def is_open(job: JobFacts) -> bool:
+    """Whether an attempt has pods now: begun, not closed by a restart, not suspended, not finished."""
+    attempt = job.status.get("attempt") or {}
+    begun = "startTime" in attempt and attempt.get("number") == job.status.get("attempts")
+    return begun and not job.holds("Suspended") and not job.terminal
+
+
 def open_seconds(job: JobFacts, now: datetime) -> float:
     """Seconds of the attempt that runs now; 0 where none is open."""
-    attempt = job.status.get("attempt") or {}
-    is_open = attempt.get("number") == job.status.get("attempts") and not job.holds("Suspended") and not job.terminal
-    return max(0.0, clock.seconds_since(attempt.get("startTime"), now) or 0.0) if is_open else 0.0
+    started = (job.status.get("attempt") or {}).get("startTime")
+    return max(0.0, clock.seconds_since(started, now) or 0.0) if is_open(job) else 0.0
 
 
 def active_seconds(job: JobFacts, now: datetime) -> float:
