@@ -41,7 +41,9 @@ def job(changes: Mapping[str, Any]) -> dict[str, Any]:
         *parents, last = path.split(".")
         for key in parents:
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        if value is REMOVE:
+        if isinstance(node, list):
+            node[int(last)] = value
+        elif value is REMOVE:
             node.pop(last, None)
         else:
             node[last] = copy.deepcopy(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,22 +11,16 @@ from posttrain_api.job import parse_job
 from posttrain_cli.manifests import load_documents
 from tests.api.rule_cases import job
 from tests.api.yaml_cases import SCALARS
-from tests.cluster.crd_rig import JOBS, REPOSITORY, Rig, crd_rig
+from tests.cluster.crd_rig import JOBS, REPOSITORY, Rig
 
 pytestmark = pytest.mark.cluster
 NOW = "2026-01-31T12:00:00Z"
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with crd_rig() as rig:
-        yield rig
-
-
-@pytest.fixture(scope="module")
-def running(rig: Rig) -> str:
+def running(crd_server: Rig) -> str:
     """A job with a full status; its name."""
-    assert rig.create(job({"metadata.name": "shown"})).ok
+    assert crd_server.create(job({"metadata.name": "shown"})).ok
     status: dict[str, Any] = {
         "state": "Running",
         "reason": "Training",
@@ -41,49 +34,49 @@ def running(rig: Rig) -> str:
             {"type": "Running", "status": "True", "reason": "Training", "message": "", "lastTransitionTime": NOW}
         ],
     }
-    answer = rig.merge("shown", {"status": status}, status=True)
+    answer = crd_server.merge("shown", {"status": status}, status=True)
     assert answer.ok, answer.text
     return "shown"
 
 
-def test_get_shows_the_columns(rig: Rig, running: str) -> None:
-    head, row = rig.cluster.kubectl("get", "ptj", running).splitlines()
+def test_get_shows_the_columns(crd_server: Rig, running: str) -> None:
+    head, row = crd_server.cluster.kubectl("get", "ptj", running).splitlines()
     assert head.split() == ["NAME", "STAGE", "MODEL", "STATE", "PROGRESS", "GPUS", "DURATION", "AGE"]
     assert row.split()[:7] == ["shown", "SFT", "Qwen2.5-1.5B-Instruct", "Running", "46%", "1", "5m"]
     assert len(row) <= 100
 
 
-def test_get_wide(rig: Rig, running: str) -> None:
-    head, row = rig.cluster.kubectl("get", "ptj", running, "-o", "wide").splitlines()
+def test_get_wide(crd_server: Rig, running: str) -> None:
+    head, row = crd_server.cluster.kubectl("get", "ptj", running, "-o", "wide").splitlines()
     assert head.split()[8:] == ["METRIC", "RESTARTS", "REASON", "OUTPUT"]
     assert row.split()[8:] == ["loss=0.82", "2", "Training", "pvc://runs/shown/u/output"]
 
 
-def test_names_of_the_kind(rig: Rig, running: str) -> None:
+def test_names_of_the_kind(crd_server: Rig, running: str) -> None:
     for word in ("ptj", "posttrainingjob", "posttrainingjobs", "posttrainingjobs.posttrain.dev", "posttraining"):
-        assert running in rig.cluster.kubectl("get", word, "-o", "name")
-    assert running not in rig.cluster.kubectl("get", "all", "-o", "name"), "delete all must not delete trainings"
+        assert running in crd_server.cluster.kubectl("get", word, "-o", "name")
+    assert running not in crd_server.cluster.kubectl("get", "all", "-o", "name"), "delete all must not delete trainings"
 
 
 @pytest.mark.parametrize(
     ("selector", "there"), [("status.state=Running", True), ("status.state=Failed", False), ("spec.stage=SFT", True)]
 )
-def test_field_selectors(rig: Rig, running: str, selector: str, there: bool) -> None:
-    assert (running in rig.cluster.kubectl("get", "ptj", f"--field-selector={selector}", "-o", "name")) == there
+def test_field_selectors(crd_server: Rig, running: str, selector: str, there: bool) -> None:
+    assert (running in crd_server.cluster.kubectl("get", "ptj", f"--field-selector={selector}", "-o", "name")) == there
 
 
-def test_wait(rig: Rig, running: str) -> None:
-    assert "condition met" in rig.cluster.kubectl("wait", f"ptj/{running}", "--for=condition=Running", "--timeout=10s")
-
-
-def test_no_scale(rig: Rig, running: str) -> None:
-    assert "(NotFound)" in rig.cluster.kubectl(
-        "scale", f"ptj/{running}", "--replicas=2", check=False
+def test_wait(crd_server: Rig, running: str) -> None:
+    assert "condition met" in crd_server.cluster.kubectl(
+        "wait", f"ptj/{running}", "--for=condition=Running", "--timeout=10s"
     )
 
 
-def test_explain_reaches_every_field(rig: Rig) -> None:
-    text = rig.cluster.kubectl("explain", "ptj", "--recursive")
+def test_no_scale(crd_server: Rig, running: str) -> None:
+    assert "(NotFound)" in crd_server.cluster.kubectl("scale", f"ptj/{running}", "--replicas=2", check=False)
+
+
+def test_explain_reaches_every_field(crd_server: Rig) -> None:
+    text = crd_server.cluster.kubectl("explain", "ptj", "--recursive")
     for field in (
         "tokensPerMicroBatch",
         "zeroStage",
@@ -93,27 +86,27 @@ def test_explain_reaches_every_field(rig: Rig) -> None:
         "podUIDs",
     ):
         assert field in text
-    text = rig.cluster.kubectl("explain", "ptj.spec.lora.rank")
+    text = crd_server.cluster.kubectl("explain", "ptj.spec.lora.rank")
     assert "Rank r of the adapters. Default: 16. Range: 1 to 512. Example: 16." in text
-    assert "enum: Auto, 0, 1, 2, ...." in rig.cluster.kubectl("explain", "ptj.spec.deepspeed")
+    assert "enum: Auto, 0, 1, 2, ...." in crd_server.cluster.kubectl("explain", "ptj.spec.deepspeed")
 
 
-def test_apply_refuses_an_unknown_field(rig: Rig) -> None:
-    text = rig.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(job({"spec.lora.rnak": 3})), check=False)
+def test_apply_refuses_an_unknown_field(crd_server: Rig) -> None:
+    text = crd_server.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(job({"spec.lora.rnak": 3})), check=False)
     assert 'unknown field "spec.lora.rnak"' in text
-    assert "not found" in rig.cluster.kubectl("get", "ptj", "my-job", check=False)
+    assert "not found" in crd_server.cluster.kubectl("get", "ptj", "my-job", check=False)
 
 
-def test_apply_edit_and_apply_again(rig: Rig) -> None:
+def test_apply_edit_and_apply_again(crd_server: Rig) -> None:
     text = json.dumps(job({"metadata.name": "edited"}))
-    assert "created" in rig.cluster.kubectl("apply", "-f", "-", stdin=text)
-    assert "unchanged" in rig.cluster.kubectl("apply", "-f", "-", stdin=text)
-    assert "configured" in rig.cluster.kubectl("apply", "-f", "-", stdin=text.replace("16", "32"))
-    assert not rig.cluster.kubectl("diff", "-f", "-", stdin=text.replace("16", "32"))
+    assert "created" in crd_server.cluster.kubectl("apply", "-f", "-", stdin=text)
+    assert "unchanged" in crd_server.cluster.kubectl("apply", "-f", "-", stdin=text)
+    assert "configured" in crd_server.cluster.kubectl("apply", "-f", "-", stdin=text.replace("16", "32"))
+    assert not crd_server.cluster.kubectl("diff", "-f", "-", stdin=text.replace("16", "32"))
 
 
-def test_unset_stays_unset(rig: Rig) -> None:
-    stored = rig.create(job({"metadata.name": "bare"})).body["spec"]
+def test_unset_stays_unset(crd_server: Rig) -> None:
+    stored = crd_server.create(job({"metadata.name": "bare"})).body["spec"]
     assert stored == {**job({})["spec"], "suspend": False}, "the only schema default"
 
 
@@ -121,16 +114,16 @@ NUMBERS = ("1e-5", "1E-5", "1.e-5", ".00001", "+1e-5", "0.1e-4", "1.0e-05")
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_number_reads_alike_in_python_kubectl_and_api_server(rig: Rig, number: str) -> None:
+def test_a_number_reads_alike_in_python_kubectl_and_api_server(crd_server: Rig, number: str) -> None:
     text = (
         "apiVersion: posttrain.dev/v1alpha1\nkind: PostTrainingJob\nmetadata: {name: number, namespace: default}\n"
         "spec:\n  stage: SFT\n  lora: {}\n  model: {uri: 'hf://a/b'}\n  data: {train: [{uri: 'pvc://a/b'}]}\n"
         f"  storage: {{claimName: runs}}\n  training:\n    learningRate: {number}\n"
     )
     python = parse_job(load_documents(text)[0].value).spec.training
-    kubectl = json.loads(rig.cluster.kubectl("create", "--dry-run=client", "-o", "json", "-f", "-", stdin=text))
+    kubectl = json.loads(crd_server.cluster.kubectl("create", "--dry-run=client", "-o", "json", "-f", "-", stdin=text))
     # The API server's own YAML reader, no client between.
-    server = rig.ask("POST", JOBS, text.encode(), "application/yaml", dryRun="All", fieldValidation="Strict")
+    server = crd_server.ask("POST", JOBS, text.encode(), "application/yaml", dryRun="All", fieldValidation="Strict")
     assert server.ok, server.text
     assert python is not None
     assert python.learning_rate == 1e-5
@@ -138,12 +131,14 @@ def test_a_number_reads_alike_in_python_kubectl_and_api_server(rig: Rig, number:
     assert server.body["spec"]["training"]["learningRate"] == 1e-5
 
 
-def test_scalars_read_as_kubectl_reads_them(rig: Rig) -> None:
+def test_scalars_read_as_kubectl_reads_them(crd_server: Rig) -> None:
     """Every plain scalar of the table, in one document: the value and its type."""
     lines = "".join(f"  k{number}: {text}\n" for number, text in enumerate(SCALARS))
     text = f"apiVersion: posttrain.dev/v1alpha1\nkind: PostTrainingJob\nmetadata: {{name: scalars}}\nspec:\n{lines}"
     theirs = json.loads(
-        rig.cluster.kubectl("create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-", stdin=text)
+        crd_server.cluster.kubectl(
+            "create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-", stdin=text
+        )
     )["spec"]
     ours = load_documents(text)[0].value["spec"]
     wrong = {
@@ -159,6 +154,6 @@ def same(ours: object, theirs: object) -> bool:
 
 
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("examples/*.yaml")), ids=lambda path: path.name)
-def test_examples_are_accepted(rig: Rig, path: Any) -> None:
-    text = rig.cluster.kubectl("apply", "--dry-run=server", "-f", str(path))
+def test_examples_are_accepted(crd_server: Rig, path: Any) -> None:
+    text = crd_server.cluster.kubectl("apply", "--dry-run=server", "-f", str(path))
     assert text.count("created (server dry run)") == len(load_documents(path.read_text()))

@@ -10,29 +10,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from posttrain_api.crd.document import schema
 from posttrain_api.job import check
 from posttrain_api.rules import CHECKED_RULES
-from tests.api.rule_cases import ACCEPTED, REFUSED_BY_RULE, REFUSED_BY_SCHEMA, UNKNOWN, Refused, job
-from tests.cluster.crd_rig import Rig, crd_rig
+from tests.api.rule_cases import ACCEPTED, PRETRAIN, REFUSED_BY_RULE, REFUSED_BY_SCHEMA, UNKNOWN, Refused, job
+from tests.cluster.crd_rig import Rig
 
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with crd_rig() as rig:
-        yield rig
-
-
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_accepted(rig: Rig, name: str) -> None:
-    answer = rig.try_create(job(ACCEPTED[name]))
+def test_accepted(crd_server: Rig, name: str) -> None:
+    answer = crd_server.try_create(job(ACCEPTED[name]))
     assert answer.ok, answer.text
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_RULE, ids=lambda case: case.name)
-def test_refused_by_a_rule(rig: Rig, case: Refused) -> None:
-    answer = rig.try_create(job(case.changes))
+def test_refused_by_a_rule(crd_server: Rig, case: Refused) -> None:
+    answer = crd_server.try_create(job(case.changes))
     assert answer.code == 422, answer.text
     messages = [cause["message"] for cause in answer.body["details"]["causes"]]
     assert any(case.text in message for message in messages), messages
@@ -41,25 +36,25 @@ def test_refused_by_a_rule(rig: Rig, case: Refused) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_SCHEMA, ids=lambda case: case.name)
-def test_refused_by_the_schema(rig: Rig, case: Refused) -> None:
-    answer = rig.try_create(job(case.changes))
+def test_refused_by_the_schema(crd_server: Rig, case: Refused) -> None:
+    answer = crd_server.try_create(job(case.changes))
     assert answer.code == 422, answer.text
     fields = {cause["field"] for cause in answer.body["details"]["causes"]}
     assert any(field.startswith(case.path.partition("[")[0]) for field in fields), fields
 
 
 @pytest.mark.parametrize("case", UNKNOWN, ids=lambda case: case.name)
-def test_unknown_fields(rig: Rig, case: Refused) -> None:
-    answer = rig.try_create(job(case.changes))
+def test_unknown_fields(crd_server: Rig, case: Refused) -> None:
+    answer = crd_server.try_create(job(case.changes))
     assert answer.code == 400
     assert f'unknown field "{case.path}"' in answer.body["message"]
 
 
-def test_both_say_every_message_alike(rig: Rig) -> None:
+def test_both_say_every_message_alike(crd_server: Rig) -> None:
     """The words that the two print for one fault are the same words."""
     said = {rule.message for rule in CHECKED_RULES}
     for case in REFUSED_BY_RULE:
-        answer = rig.try_create(job(case.changes))
+        answer = crd_server.try_create(job(case.changes))
         ours = {f"{problem.rule}; {problem.next_step}" for problem in check(job(case.changes))} & said
         assert ours
         assert all(message in answer.body["message"] for message in ours), case.name
@@ -69,7 +64,7 @@ CHANGES = [dict(changes) for changes in ACCEPTED.values()]
 CHANGES += [dict(case.changes) for case in REFUSED_BY_RULE + REFUSED_BY_SCHEMA]
 
 
-def test_both_decide_alike_on_mixtures(rig: Rig) -> None:
+def test_both_decide_alike_on_mixtures(crd_server: Rig) -> None:
     """Two to four changes of the table together: both accept or both refuse."""
     dice = random.Random(7)
     for _ in range(400):
@@ -80,8 +75,50 @@ def test_both_decide_alike_on_mixtures(rig: Rig) -> None:
             manifest = job(mixture)
         except (AttributeError, TypeError, ValueError):
             continue  # one change goes into what another took away
-        answer, problems = rig.try_create(manifest), check(manifest)
+        answer, problems = crd_server.try_create(manifest), check(manifest)
         assert answer.ok == (not problems), (mixture, answer.text, list(map(str, problems)))
+
+
+def leaves(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every field of the spec that holds a value, with its schema; list items as item 0."""
+    if "items" in node:
+        yield path, node
+        yield from leaves(node["items"], f"{path}.0")
+    elif "properties" in node:
+        yield path, node
+        for name, child in node["properties"].items():
+            yield from leaves(child, f"{path}.{name}")
+    else:
+        yield path, node
+
+
+def edges(node: dict[str, Any]) -> list[Any]:
+    """Values at the bounds, just beyond them, and of every wrong type."""
+    values: list[Any] = ["", "x", True, 0, 1, -1, 1.5, [], {}, ["x"], {"x": "y"}, None, *node.get("enum", ())]
+    for bound in (node.get("minimum"), node.get("maximum")):
+        if bound is not None:
+            values += [bound, bound - 1, bound + 1]
+    if "maxLength" in node:
+        values += ["a" * node["maxLength"], "a" * (node["maxLength"] + 1)]
+    return values
+
+
+LEAVES = list(leaves(schema()["properties"]["spec"], "spec"))
+
+
+@pytest.mark.parametrize(("path", "node"), LEAVES, ids=[path for path, _ in LEAVES])
+def test_both_decide_alike_at_every_bound(crd_server: Rig, path: str, node: dict[str, Any]) -> None:
+    base = PRETRAIN if "scratch" in path else {}
+    for value in edges(node):
+        manifest = job({**base, **with_lists(path), path: value})
+        answer, problems = crd_server.try_create(manifest), check(manifest)
+        assert answer.ok == (not problems), (path, value, answer.text, list(map(str, problems)))
+
+
+def with_lists(path: str) -> dict[str, Any]:
+    """A list of one empty item where the path goes into one that the base lacks."""
+    before = path.partition(".0")[0]
+    return {before: [{}]} if before != path and before != "spec.data.train" else {}
 
 
 any_text = st.text(min_size=1, max_size=20).filter(lambda text: "\x00" not in text)
@@ -96,12 +133,12 @@ path_like = st.from_regex(r"(hf|pvc|image|configmap)://[a-zA-Z0-9@/._ -]{1,24}",
     field=st.sampled_from(["spec.model.uri", "spec.data.train.0.uri", "spec.storage.claimName", "metadata.name"]),
     value=uri | path_like | st.from_regex(r"[-a-z0-9.A-Z]{1,60}", fullmatch=True),
 )
-def test_both_read_texts_alike(rig: Rig, field: str, value: str) -> None:
+def test_both_read_texts_alike(crd_server: Rig, field: str, value: str) -> None:
     """RE2 there and re here, on any text."""
     try:
         value.encode()
     except UnicodeEncodeError:
         return
     manifest = job({field: value})
-    answer, problems = rig.try_create(manifest), check(manifest)
+    answer, problems = crd_server.try_create(manifest), check(manifest)
     assert answer.ok == (not problems), (field, value, answer.text, list(map(str, problems)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.api.rule_cases import EVAL, REMOVE, job
-from tests.cluster.crd_rig import JOBS, Rig, crd_rig
+from tests.cluster.crd_rig import JOBS, Rig
 
 pytestmark = pytest.mark.cluster
 NOW = "2026-01-31T12:00:00Z"
@@ -20,19 +19,13 @@ STARTED = {
 counter = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with crd_rig() as rig:
-        yield rig
-
-
-def make(rig: Rig, status: dict[str, Any] | None = None, changes: dict[str, Any] | None = None) -> str:
+def make(crd_server: Rig, status: dict[str, Any] | None = None, changes: dict[str, Any] | None = None) -> str:
     """A stored job with a status; its name."""
     name = f"job-{next(counter)}"
-    answer = rig.create(job({"metadata.name": name, **(changes or {})}))
+    answer = crd_server.create(job({"metadata.name": name, **(changes or {})}))
     assert answer.ok, answer.text
     if status:
-        answer = rig.merge(name, {"status": status}, status=True)
+        answer = crd_server.merge(name, {"status": status}, status=True)
         assert answer.ok, answer.text
     return name
 
@@ -63,11 +56,11 @@ EDITS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("field", EDITS)
-def test_frozen_once_started(rig: Rig, field: str) -> None:
-    before = make(rig, changes=EVAL)
-    assert rig.merge(before, {"spec": EDITS[field]}).ok, "editable until it starts"
-    name = make(rig, STARTED, EVAL)
-    answer = rig.merge(name, {"spec": EDITS[field]})
+def test_frozen_once_started(crd_server: Rig, field: str) -> None:
+    before = make(crd_server, changes=EVAL)
+    assert crd_server.merge(before, {"spec": EDITS[field]}).ok, "editable until it starts"
+    name = make(crd_server, STARTED, EVAL)
+    answer = crd_server.merge(name, {"spec": EDITS[field]})
     assert answer.code == 422
     assert (
         f"the job has started, immutable now: spec.{field}; only suspend and runPolicy can be edited"
@@ -83,24 +76,26 @@ def test_every_field_is_either_frozen_or_editable() -> None:
     assert fields == {name.partition(".")[0] for name in EDITS} | set(EDITABLE)
 
 
-def test_removing_a_block_is_a_change_too(rig: Rig) -> None:
-    name = make(rig, STARTED, {**EVAL, "spec.tuning": "LoRA"})
-    answer = rig.merge(name, {"spec": {"lora": None, "data": {"maxLength": 9}}})
+def test_removing_a_block_is_a_change_too(crd_server: Rig) -> None:
+    name = make(crd_server, STARTED, {**EVAL, "spec.tuning": "LoRA"})
+    answer = crd_server.merge(name, {"spec": {"lora": None, "data": {"maxLength": 9}}})
     assert "immutable now: spec.lora spec.data;" in answer.body["message"]
 
 
-def test_stays_editable_once_started(rig: Rig) -> None:
-    name = make(rig, STARTED)
-    assert rig.merge(name, {"spec": {"suspend": True}}).ok
-    assert rig.merge(name, {"spec": {"runPolicy": {"activeDeadlineSeconds": 5, "ttlSecondsAfterFinished": 7}}}).ok
-    assert rig.merge(name, {"metadata": {"labels": {"a": "b"}}}).ok
-    assert rig.merge(name, {"status": {"state": "Suspended"}}, status=True).ok
+def test_stays_editable_once_started(crd_server: Rig) -> None:
+    name = make(crd_server, STARTED)
+    assert crd_server.merge(name, {"spec": {"suspend": True}}).ok
+    assert crd_server.merge(
+        name, {"spec": {"runPolicy": {"activeDeadlineSeconds": 5, "ttlSecondsAfterFinished": 7}}}
+    ).ok
+    assert crd_server.merge(name, {"metadata": {"labels": {"a": "b"}}}).ok
+    assert crd_server.merge(name, {"status": {"state": "Suspended"}}, status=True).ok
 
 
 @pytest.mark.parametrize("kind", ["Complete", "Failed", "Finished"])
 @pytest.mark.parametrize("after", ["flipped", "other reason", "omitted", "none", "gone"])
-def test_terminal_conditions_are_frozen(rig: Rig, kind: str, after: str) -> None:
-    name = make(rig, {"conditions": [condition("Running", "False"), condition(kind)]})
+def test_terminal_conditions_are_frozen(crd_server: Rig, kind: str, after: str) -> None:
+    name = make(crd_server, {"conditions": [condition("Running", "False"), condition(kind)]})
     later = {
         "flipped": [condition(kind, "False")],
         "other reason": [condition(kind, "True", "Other")],
@@ -108,52 +103,56 @@ def test_terminal_conditions_are_frozen(rig: Rig, kind: str, after: str) -> None
         "none": [],
         "gone": None,
     }[after]
-    answer = rig.merge(name, {"status": {"conditions": later}}, status=True)
+    answer = crd_server.merge(name, {"status": {"conditions": later}}, status=True)
     assert answer.code == 422
     assert "a terminal condition never goes back" in answer.body["message"]
-    assert rig.merge(name, {"status": {"conditions": [condition("Running"), condition(kind)]}}, status=True).ok
+    assert crd_server.merge(name, {"status": {"conditions": [condition("Running"), condition(kind)]}}, status=True).ok
 
 
-def test_other_conditions_change_freely(rig: Rig) -> None:
-    name = make(rig, {"conditions": [condition("Running"), condition("Failed", "False")]})
-    assert rig.merge(
+def test_other_conditions_change_freely(crd_server: Rig) -> None:
+    name = make(crd_server, {"conditions": [condition("Running"), condition("Failed", "False")]})
+    assert crd_server.merge(
         name, {"status": {"conditions": [condition("Running", "False"), condition("Failed")]}}, status=True
     ).ok
 
 
-def test_complete_and_failed_exclude_each_other(rig: Rig) -> None:
-    answer = rig.merge(make(rig), {"status": {"conditions": [condition("Complete"), condition("Failed")]}}, status=True)
+def test_complete_and_failed_exclude_each_other(crd_server: Rig) -> None:
+    answer = crd_server.merge(
+        make(crd_server), {"status": {"conditions": [condition("Complete"), condition("Failed")]}}, status=True
+    )
     assert answer.code == 422
     assert "Complete and Failed exclude each other" in answer.body["message"]
     fine = {"status": {"conditions": [condition("Complete"), condition("Failed", "False")]}}
-    assert rig.merge(make(rig), fine, status=True).ok
+    assert crd_server.merge(make(crd_server), fine, status=True).ok
 
 
-def test_observed_generation_never_decreases(rig: Rig) -> None:
-    name = make(rig, {"observedGeneration": 3})
+def test_observed_generation_never_decreases(crd_server: Rig) -> None:
+    name = make(crd_server, {"observedGeneration": 3})
     for lower in (2, None):
-        answer = rig.merge(name, {"status": {"observedGeneration": lower}}, status=True)
+        answer = crd_server.merge(name, {"status": {"observedGeneration": lower}}, status=True)
         assert answer.code == 422
         assert "observedGeneration never decreases" in answer.body["message"]
-    assert rig.merge(name, {"status": {"observedGeneration": 4}}, status=True).ok
+    assert crd_server.merge(name, {"status": {"observedGeneration": 4}}, status=True).ok
 
 
-def test_status_is_not_removed(rig: Rig) -> None:
-    name = make(rig, {"state": "Running"})
-    answer = rig.merge(name, {"status": None}, status=True)
+def test_status_is_not_removed(crd_server: Rig) -> None:
+    name = make(crd_server, {"state": "Running"})
+    answer = crd_server.merge(name, {"status": None}, status=True)
     assert answer.code == 422
     assert "status must not be removed" in answer.body["message"]
 
 
-def test_a_users_status_is_dropped(rig: Rig) -> None:
-    answer = rig.create({**job({"metadata.name": "forged", "spec.tuning": REMOVE}), "status": {"state": "Succeeded"}})
+def test_a_users_status_is_dropped(crd_server: Rig) -> None:
+    answer = crd_server.create(
+        {**job({"metadata.name": "forged", "spec.tuning": REMOVE}), "status": {"state": "Succeeded"}}
+    )
     assert answer.ok
     assert "status" not in answer.body
 
 
-def test_two_managers_share_the_status(rig: Rig) -> None:
+def test_two_managers_share_the_status(crd_server: Rig) -> None:
     """Progress and the rest are applied by two field managers, and neither disturbs the other."""
-    name, kind = make(rig), {"apiVersion": "posttrain.dev/v1alpha1", "kind": "PostTrainingJob"}
+    name, kind = make(crd_server), {"apiVersion": "posttrain.dev/v1alpha1", "kind": "PostTrainingJob"}
     path, content = f"{JOBS}/{name}/status", "application/apply-patch+yaml"
     progress = {"percent": 46, "display": "46%", "metrics": [{"name": "loss", "value": "0.82"}]}
     for manager, status in (
@@ -162,7 +161,7 @@ def test_two_managers_share_the_status(rig: Rig) -> None:
         ("posttrain-progress", {"progress": {**progress, "percent": 47}}),
     ):
         body = {**kind, "metadata": {"name": name}, "status": status}
-        answer = rig.ask("PATCH", path, body, content, fieldManager=manager)
+        answer = crd_server.ask("PATCH", path, body, content, fieldManager=manager)
         assert answer.ok, answer.text
     assert answer.body["status"]["state"] == "Running"
     assert answer.body["status"]["progress"]["percent"] == 47
