@@ -23,7 +23,7 @@ from posttrain_trainer import checkpoint_files as files
 from posttrain_trainer.checkpoint_facts import Facts, differences
 from posttrain_trainer.checkpoint_files import Committed, Manifest
 from posttrain_trainer.engine import Engine
-from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.errors import TrainerFailure, classify
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.record import utc_now
 from posttrain_trainer.runtime import Runtime
@@ -88,8 +88,11 @@ class Checkpoints:
         temporary = files.temporary_of(self._place.root, state.step, self._fence.attempt)
         try:
             self._write(temporary, engine, state, random_state)
-        except Exception:
+        except Exception as error:
+            full = _storage_full(error, self._place.root)
             shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
+            if full is not None:
+                raise full from error
             raise
         final = files.folder_of(self._place.root, state.step)
         self._runtime.control.barrier()
@@ -183,6 +186,19 @@ class Checkpoints:
             size_bytes=entry.size_bytes,
             digest=entry.digest,
         )
+
+
+def _storage_full(error: Exception, root: Path) -> TrainerFailure | None:
+    """The failure where `error` is of a full storage; torch.save hides the error number and names its own source
+    file."""
+    hidden = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    if not hidden and classify(error)[0] is not Reason.STORAGE_FULL:
+        return None
+    return TrainerFailure(
+        Reason.STORAGE_FULL,
+        f"{root}: the checkpoint could not be written, {shutil.disk_usage(root).free:,} bytes were free then ({error}). "
+        "The older checkpoints are whole. Enlarge or empty the claim, or lower checkpoint.keepLast, then run the job anew.",
+    )
 
 
 def random_state() -> dict[str, Any]:

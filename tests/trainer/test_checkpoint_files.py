@@ -1,0 +1,86 @@
+"""Folders of checkpoints: committed or not, whole or not, the order in which they go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from posttrain_trainer import checkpoint_files as files
+from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.fence import Fence, current_attempt
+
+
+def _write(root: Path, step: int, attempt: int = 1, text: str = "state") -> Path:
+    temporary = files.temporary_of(root, step, attempt)
+    (temporary / "ds").mkdir(parents=True)
+    (temporary / "ds" / "weights.pt").write_text(text)
+    (temporary / "trainer.json").write_text("{}")
+    listed = files.entries(temporary, files.files_below(temporary))
+    final = files.folder_of(root, step)
+    files.commit(
+        temporary, final, files.Manifest(step=step, time="2026-01-01T00:00:00Z", attempt=attempt, files=listed)
+    )
+    return final
+
+
+def _steps(root: Path) -> list[int]:
+    return [entry.manifest.step for entry in files.committed(root)]
+
+
+def test_newest_first_and_only_the_committed(tmp_path: Path) -> None:
+    for step in (2, 10, 4):
+        _write(tmp_path, step)
+    (tmp_path / "step-000012").mkdir()
+    (tmp_path / "step-000012" / "trainer.json").write_text("{}")
+    files.temporary_of(tmp_path, 14, 1).mkdir()
+    assert _steps(tmp_path) == [10, 4, 2]
+    files.remove_temporary(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000{n}" for n in ("02", "04", "10", "12")]
+
+
+def test_a_manifest_cut_by_a_crash_is_no_commit(tmp_path: Path) -> None:
+    folder = _write(tmp_path, 3)
+    text = (folder / files.MANIFEST).read_text()
+    (folder / files.MANIFEST).write_text(text[: len(text) // 2])
+    assert _steps(tmp_path) == []
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    folder = _write(tmp_path, 3)
+    entry = files.committed(tmp_path)[0]
+    assert files.damaged(entry, entry.manifest.files) is None
+    (folder / "ds" / "weights.pt").write_text("stale")
+    problem = files.damaged(entry, entry.manifest.files)
+    assert problem is not None
+    assert "weights.pt: sha256:" in problem
+    (folder / "ds" / "weights.pt").write_text("longer than before")
+    assert "18 bytes, the manifest says 5 bytes" in (files.damaged(entry, entry.manifest.files) or "")
+    (folder / "ds" / "weights.pt").unlink()
+    assert "weights.pt: missing" in (files.damaged(entry, entry.manifest.files) or "")
+
+
+def test_prune_goes_by_the_order_of_commits(tmp_path: Path) -> None:
+    """Attempt 2 began anew (resume Never): attempt 1's later steps are the older ones."""
+    _write(tmp_path, 500, attempt=1)
+    _write(tmp_path, 10, attempt=2)
+    _write(tmp_path, 20, attempt=2)
+    assert files.prune(tmp_path, keep=2) == [tmp_path / "step-000500"]
+    assert _steps(tmp_path) == [20, 10]
+    assert files.prune(tmp_path, keep=2) == []
+
+
+def test_a_step_is_replaced(tmp_path: Path) -> None:
+    _write(tmp_path, 3, attempt=1, text="old")
+    folder = _write(tmp_path, 3, attempt=2, text="new")
+    assert (folder / "ds" / "weights.pt").read_text() == "new"
+    assert [entry.manifest.attempt for entry in files.committed(tmp_path)] == [2]
+
+
+def test_fence(tmp_path: Path) -> None:
+    assert current_attempt(tmp_path) is None
+    Fence(tmp_path, 1).check()
+    (tmp_path / "attempt.json").write_text('{"attempt": 2}')
+    Fence(tmp_path, 2).check()
+    with pytest.raises(TrainerFailure, match="attempt 2 has taken over, this is attempt 1"):
+        Fence(tmp_path, 1).check()
