@@ -121,11 +121,16 @@ class Note:
 
 @dataclass(frozen=True)
 class StatusServer:
-    """The status server as the jobs need it: where to report, whom to trust, and the bundle that the job's ConfigMap has."""
+    """Where to report, the CA bundle (None: the server is not up yet), and the bundle that the job's ConfigMap has."""
 
     endpoint: StatusEndpoint
-    bundle: str
+    bundle: str | None
     published: str | None = None
+
+    @property
+    def unpublished(self) -> str | None:
+        """The bundle that has to be written to the job's ConfigMap."""
+        return self.bundle if self.bundle and self.bundle != self.published else None
 
 
 @dataclass(frozen=True)

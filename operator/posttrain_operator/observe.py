@@ -84,6 +84,10 @@ class Observer:
             waiting.extend(() if family[name].outcome else found.parents)
         return family
 
+    def forget(self, key: Key) -> None:
+        """The job is gone."""
+        self._findings.forget(key)
+
     async def _missing(self, namespace: str, wanted: lookups.Lookups) -> tuple[Missing, ...]:
         claims = [self._absent(CLAIM, namespace, name, Reason.STORAGE_NOT_FOUND) for name in wanted.claims]
         maps = [self._absent(CONFIG_MAP, namespace, name, Reason.CONFIG_MAP_NOT_FOUND) for name in wanted.config_maps]
@@ -108,11 +112,10 @@ class Observer:
         return frozenset(name for name, node in zip(names, found, strict=True) if node is None or not _is_ready(node))
 
     async def _status_server(self, job: JobFacts, has_child: bool) -> StatusServer | None:
-        bundle = self._bundle()
-        if bundle is None or not self._settings.status_url:
+        if not self._settings.status_url:
             return None
-        endpoint = StatusEndpoint(self._settings.status_url)
-        if job.terminal:
+        bundle, endpoint = self._bundle(), StatusEndpoint(self._settings.status_url)
+        if job.terminal or bundle is None:
             return StatusServer(endpoint, bundle, bundle)
         return StatusServer(endpoint, bundle, await self._published(job, has_child))
 

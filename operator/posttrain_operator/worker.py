@@ -81,6 +81,7 @@ class Worker:
     async def _pass(self, key: Key) -> None:
         record = self._cache.jobs.get(key)
         if record is None:
+            self._observer.forget(key)
             self._queue.succeeded(key)
             return
         started, error = time.monotonic(), None

@@ -42,7 +42,11 @@ class BadBody(ApiError):
 
 
 class Unavailable(ApiError):
-    """429, 5xx or no answer at all: everybody waits."""
+    """429, 502–504 or no answer at all: everybody waits."""
+
+
+class ServerError(ApiError):
+    """Another 5xx: it may be this object alone, so only this one waits."""
 
 
 class WebhookFailed(ApiError):
@@ -57,6 +61,9 @@ _BY_STATUS: dict[int, type[ApiError]] = {
     409: Conflict,
     422: Invalid,
     429: Unavailable,
+    502: Unavailable,
+    503: Unavailable,
+    504: Unavailable,
 }
 
 
@@ -67,7 +74,7 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> ApiError:
         str(details.get("reason") or ""),
         str(details.get("message") or body[:200].decode(errors="replace")),
     )
-    kind = _BY_STATUS.get(status, Unavailable if status >= 500 else ApiError)
+    kind = _BY_STATUS.get(status, ServerError if status >= 500 else ApiError)
     if status == 409 and reason == "AlreadyExists":
         kind = AlreadyExists
     if status == 500 and "failed to create typed patch object" in message:

@@ -64,6 +64,8 @@ def _verdict(job: JobFacts, seen: Observation, now: datetime) -> Verdict:
         return outdated
     verdict = _followed(job, seen, view, now)
     verdict = verdict.doing(create=_new_bundle(job, seen), delete=stuck(view, seen, now))
+    leaving = any(pod.deleting_since for pod in view.live)
+    verdict = verdict.after(seen.timing.lost_node if leaving else None)
     return verdict.having(backend=_backend(seen), attempts=verdict.changes.get("attempts", view.attempts))
 
 
@@ -123,9 +125,9 @@ def _outdated(job: JobFacts, seen: Observation) -> Verdict | None:
 def _new_bundle(job: JobFacts, seen: Observation) -> tuple[Create, ...]:
     """The CA bundle has rotated, or the job's copy is lost."""
     server = seen.status_server
-    if server is None or server.published == server.bundle:
+    if server is None or not server.unpublished:
         return ()
-    body = configmaps.status_ca(job.key.namespace, job.key.name, job.uid, server.bundle)
+    body = configmaps.status_ca(job.key.namespace, job.key.name, job.uid, server.unpublished)
     return (Create(Object.CONFIG_MAP, status_ca_name(job.key.name), body, upsert=True),)
 
 

@@ -101,8 +101,8 @@ def _children(plan: Plan, seen: Observation, with_config: bool) -> tuple[Create,
     job = plan.config.job
     made = [Create(Object.CONFIG_MAP, config_name(job.name), configmaps.config_map(plan))] if with_config else []
     server = seen.status_server
-    if server and server.published != server.bundle:
-        body = configmaps.status_ca(job.namespace, job.name, job.uid, server.bundle)
+    if server and server.unpublished:
+        body = configmaps.status_ca(job.namespace, job.name, job.uid, server.unpublished)
         made.append(Create(Object.CONFIG_MAP, status_ca_name(job.name), body, upsert=True))
     child = pytorchjob.build(plan, server.endpoint if server else None)
     return (*made, Create(Object.CHILD, job.name, child))

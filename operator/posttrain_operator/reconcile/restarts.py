@@ -36,10 +36,9 @@ def _carry_out(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     old = view.old_live
     if old:
         doomed = tuple(Delete(Object.POD, p.name, p.uid, GRACE_SECONDS) for p in old if _must_go(p))
-        forced = tuple(Delete(Object.POD, p.name, p.uid, 0) for p in old if p.node in seen.lost_nodes)
         reason = str(job.condition("Running").get("reason") or "Restarting")
         message = str(job.status.get("message") or "all pods are deleted and made again")
-        verdict = starting("Restarting", reason, message).doing(delete=doomed + forced)
+        verdict = starting("Restarting", reason, message).doing(delete=doomed)
         return verdict.after(seen.timing.settle)
     if not view.fresh:
         return None

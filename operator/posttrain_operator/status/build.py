@@ -13,8 +13,8 @@ from posttrain_operator.status import accounting, learned
 from posttrain_operator.status.conditions import MAX_MESSAGE, merge
 from posttrain_operator.status.verdict import Verdict
 
-_VOLATILE = ("duration", "usage")
-"""Grow by themselves: refreshed with every write, never the reason for one."""
+_VOLATILE = ("usage",)
+"""Grows by itself: refreshed with every write, never the reason for one."""
 _WARNINGS = ("Failed", "Stalled")
 
 
@@ -27,6 +27,8 @@ def build(job: JobFacts, intent: Intent, verdict: Verdict, now: datetime) -> dic
     status |= {"observedGeneration": job.generation, "state": verdict.state}
     status |= {"reason": verdict.reason, "message": verdict.message[:MAX_MESSAGE]}
     status["conditions"] = merge(job.status.get("conditions") or (), verdict.conditions, job.generation, now)
+    if verdict.state == "Failed":
+        status["failure"] = {"reason": verdict.reason, "message": status["message"]}
     status |= verdict.changes
     status = {field: value for field, value in status.items() if value is not None}
     return {**status, **_times(job, status, now)}
@@ -38,21 +40,17 @@ def _seen(job: JobFacts, now: datetime) -> dict[str, Any]:
 
 
 def _times(job: JobFacts, status: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """startTime with the first pods; completionTime and duration at the end, because a duration that stands still is wrong."""
     times: dict[str, Any] = {}
-    if "startTime" not in status and _wants_to_run(status):
-        times["startTime"] = clock.render(now)
+    start = status.get("startTime") or (status.get("attempt") or {}).get("startTime")
+    if start:
+        times["startTime"] = start
     if _is(status, "Finished"):
         times["completionTime"] = clock.render(now)
-    start = status.get("startTime") or times.get("startTime")
-    if start:
-        times["duration"] = clock.render_duration(clock.seconds_since(start, now) or 0)
+        times |= {"duration": clock.render_duration(clock.seconds_since(start, now) or 0)} if start else {}
     if "attempt" in status:
         times["usage"] = accounting.with_gpu_seconds(job, status, now)
     return times
-
-
-def _wants_to_run(status: Mapping[str, Any]) -> bool:
-    return _is(status, "Validated") and not _is(status, "Suspended") and not _is(status, "Finished")
 
 
 def _is(status: Mapping[str, Any], kind: str) -> bool:
