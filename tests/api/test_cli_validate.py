@@ -184,3 +184,21 @@ def test_named_for_kubectl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["--help"])
     assert capsys.readouterr().out.startswith("usage: kubectl posttrain")
+
+
+def test_needs_pydantic_and_yaml_only() -> None:
+    """The command line is installed without the extras of operator and trainer."""
+    heavy = (
+        "aiohttp",
+        "cryptography",
+        "datasets",
+        "deepspeed",
+        "kopf",
+        "kubernetes",
+        "numpy",
+        "prometheus_client",
+        "torch",
+    )
+    code = f"import sys, posttrain_cli.__main__; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

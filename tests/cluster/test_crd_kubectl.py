@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from devcluster import binaries
 from posttrain_api.job import parse_job
 from posttrain_cli.manifests import load_documents
 from tests.api.rule_cases import job
@@ -157,3 +162,16 @@ def same(ours: object, theirs: object) -> bool:
 def test_examples_are_accepted(crd_server: Rig, path: Any) -> None:
     text = crd_server.cluster.kubectl("apply", "--dry-run=server", "-f", str(path))
     assert text.count("created (server dry run)") == len(load_documents(path.read_text()))
+
+
+def test_the_command_line_is_a_kubectl_plugin() -> None:
+    """kubectl takes no flag before a plugin's name, so it is called plainly; it needs no cluster."""
+    example = str(REPOSITORY / "examples" / "03-sft-full.yaml")
+    done = subprocess.run(
+        [str(binaries.binary("kubectl")), "posttrain", "validate", example],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == f"valid {example}: gsm8k-full\n", done.stderr
