@@ -5,6 +5,8 @@ Only the API server knows the old object, so these have no Python half. They bin
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from posttrain_api.rules.types import Rule
 from posttrain_api.spec import JobSpec
 
@@ -20,11 +22,9 @@ def _frozen_fields() -> tuple[str, ...]:
 
 
 def _same(path: str) -> str:
-    """CEL: the field at the path is what it was, its absence too. Not with optional types: they lose the bounds, and
-    the cost."""
-    *parents, _ = path.split(".")
-    steps = [".".join([*parents, path.rsplit(".", 1)[1]][: index + 1]) for index in range(len(parents) + 1)]
-    there, was = (" && ".join(f"has({side}.{step})" for step in steps[1:]) for side in ("self", "oldSelf"))
+    """CEL: the field at the path is what it was, its absence too (optional types lose the bounds, and so the cost)."""
+    below_spec = list(accumulate(path.split("."), "{}.{}".format))[1:]
+    there, was = (" && ".join(f"has({side}.{step})" for step in below_spec) for side in ("self", "oldSelf"))
     return f"(({there}) == ({was}) && (!({there}) || self.{path} == oldSelf.{path}))"
 
 

@@ -85,12 +85,13 @@ def _plain(value: Any) -> str:
 
 
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
+_QUANTITY = re.compile(QUANTITY_PATTERN.removesuffix("$"))
 
 
 def _check_quantity(value: int | str) -> int | str:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    if isinstance(value, str) and len(value) <= 32 and re.fullmatch(QUANTITY_PATTERN.strip("^$"), value):
+    if isinstance(value, str) and len(value) <= 32 and _QUANTITY.fullmatch(value):
         return value
     raise ValueError('must be a quantity: a whole number, or a text like "500m" or "64Gi"')
 
@@ -131,7 +132,6 @@ def _check_names(items: tuple[Any, ...]) -> tuple[Any, ...]:
     return items
 
 
-DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 JOB_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 MAX_JOB_NAME = 50
