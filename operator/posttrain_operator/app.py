@@ -1,7 +1,8 @@
 """Puts the operator together and runs it until it is told to stop, or until any part of it ends.
 
-Called by `__main__`. The order matters: our own tasks exist before kopf starts, because kopf cancels whatever was started after it; workers start
-when all initial lists have been delivered, because a decision on half a picture is wrong.
+Called by `__main__`. The order matters: our own tasks exist before kopf starts, because kopf cancels whatever was
+started after it; workers start when all initial lists have been delivered, because a decision on half a picture is
+wrong.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Parts:
 
 
 async def run(settings: Settings) -> int:
-    """Runs the operator; returns the process's exit code: 0 after SIGTERM, else something that makes the kubelet start it again."""
+    """Runs the operator; returns the process's exit code: 0 after SIGTERM, else something that makes the kubelet
+    start it again."""
     stop = asyncio.Event()
     _stop_on_signals(stop)
     async with _opened(settings) as parts:

@@ -1,7 +1,8 @@
 """What the watches have told, in memory: jobs, their children, their pods and the last end state of pods that are gone.
 
-Filled by `watch` (and by the answers to our own writes), read by the observer and, through `view`, by the status server. A failed pod is
-deleted within milliseconds, so its end is kept here until the status has taken it. Nothing here awaits.
+Filled by `watch` (and by the answers to our own writes), read by the observer and, through `view`, by the status
+server. A failed pod is deleted within milliseconds, so its end is kept here until the status has taken it. Nothing
+here awaits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Carries out what `reconcile` wants: creations, patches, deletions, then the status, then events.
 
-Called by the worker; the answers go into the cache at once, so that the next pass does not wait for the watch. A name that is taken
-and a refusal are findings for the next pass, not errors.
+Called by the worker; the answers go into the cache at once, so that the next pass does not wait for the watch. A name
+that is taken and a refusal are findings for the next pass, not errors.
 """
 
 from __future__ import annotations

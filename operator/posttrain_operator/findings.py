@@ -1,7 +1,7 @@
 """What was found out about objects that are not watched, for a short while.
 
-Filled by the executor (names that were taken, refusals) and the observer (claims that exist), read by the observer. Everything here may be forgotten at
-any time: the next try finds it again.
+Filled by the executor (names that were taken, refusals) and the observer (claims that exist), read by the observer.
+Everything here may be forgotten at any time: the next try finds it again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the probes answer from: flags that the operator sets, nothing that is asked of the cluster at that moment.
 
-`app` and `resync` set them, the HTTP endpoints /livez and /readyz read them. Ready means that every initial list has been delivered: an operator
-that watches nothing must never look ready.
+`app` and `resync` set them, the HTTP endpoints /livez and /readyz read them. Ready means that every initial list has
+been delivered: an operator that watches nothing must never look ready.
 """
 
 from __future__ import annotations

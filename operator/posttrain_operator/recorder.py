@@ -1,7 +1,8 @@
 """Events about jobs (events.k8s.io/v1): what `kubectl describe` shows.
 
-Called after a status write succeeded. The name is made from the job, the reason and the moment of the transition, so that the same transition
-after a crash is the same event. Too many at once are dropped: an event is a hint, the status is the truth.
+Called after a status write succeeded. The name is made from the job, the reason and the moment of the transition, so
+that the same transition after a crash is the same event. Too many at once are dropped: an event is a hint, the status
+is the truth.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Slim records of what is watched: the few fields that decisions are made from.
 
-Made by `slim` from whole objects, kept by `cache`, read by `reconcile`. Whole bodies are never kept: ten thousand of them would
-not fit in memory.
+Made by `slim` from whole objects, kept by `cache`, read by `reconcile`. Whole bodies are never kept: ten thousand of
+them would not fit in memory.
 """
 
 from __future__ import annotations

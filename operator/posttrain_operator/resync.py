@@ -1,14 +1,15 @@
 """The safety nets under the watches: the initial lists, a slow resync, and a comparison of the cache with the cluster.
 
-kopf does not tell of deletions that it missed while its stream was away, and a watch that died silently looks like a quiet cluster. So the
-metadata of everything is listed now and then: what is gone is dropped, and a cache that stays behind ends the process.
+kopf does not tell of deletions that it missed while its stream was away, and a watch that died silently looks like a
+quiet cluster. So the metadata of everything is listed now and then: what is gone is dropped, and a cache that stays
+behind ends the process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from posttrain_operator.cache import Cache
@@ -48,12 +49,10 @@ class Lists:
 
     async def delivered(self, streams: Streams) -> None:
         """Returns once every stream is open and everything that then existed is in the cache."""
-        while not self.stream_paths() <= streams.opened:
-            await asyncio.sleep(_POLL)
+        await _until(lambda: self.stream_paths() <= streams.opened)
         for kind in self._kinds:
             listed = await self._listed(kind)
-            while self._unknown(kind, listed):
-                await asyncio.sleep(_POLL)
+            await _until(lambda kind=kind, listed=listed: not self._unknown(kind, listed))  # type: ignore[misc]
 
     async def lost(self) -> list[tuple[Kind, Key, str]]:
         """What the cache has and the cluster had no more: (kind, job, uid)."""
@@ -69,7 +68,8 @@ class Lists:
         return gone
 
     async def behind(self, patience: float) -> int:
-        """How many objects the cache still lacks, or has in an older version, `patience` seconds after they were listed."""
+        """How many objects the cache still lacks, or has in an older version, `patience` seconds after they were
+        listed."""
         listed = {kind: await self._listed(kind) for kind in self._kinds}
         await asyncio.sleep(patience)
         return sum(len(self._unknown(kind, versions, exact=True)) for kind, versions in listed.items())
@@ -90,6 +90,12 @@ class Lists:
                 yield metadata
 
 
+async def _until(holds: Callable[[], bool]) -> None:
+    # Polled, not signalled: this happens once, at the start, and kopf gives no signal for it.
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(_POLL)
+
+
 def _has_job(metadata: dict[str, Any]) -> bool:
     labels = metadata.get("labels")
     return isinstance(labels, dict) and "posttrain.dev/job-name" in labels
@@ -100,7 +106,8 @@ def _older(cached: str, listed: str) -> bool:
 
 
 async def compare_forever(lists: Lists, cache: Cache, queue: WorkQueue[Key], timing: Timing) -> None:
-    """Drops what is gone; Diverged where the cache stays behind twice running. An API server that does not answer is no verdict."""
+    """Drops what is gone; Diverged where the cache stays behind twice running. An API server that does not answer is
+    no verdict."""
     bad = 0
     while True:
         await asyncio.sleep(timing.divergence)

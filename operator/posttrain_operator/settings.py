@@ -1,7 +1,7 @@
 """Settings of the operator: read once from the environment, then passed on as frozen values.
 
-Called by `app`. The chart writes the variables; a name that is missing means the default here, a value that cannot be read
-stops the process with one sentence that names the variable.
+Called by `app`. The chart writes the variables; a name that is missing means the default here, a value that cannot be
+read stops the process with one sentence that names the variable.
 """
 
 from __future__ import annotations

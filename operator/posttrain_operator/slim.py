@@ -1,4 +1,6 @@
-"""From whole Kubernetes objects to slim records. Pure; called for every watch event, so it must never raise on a strange object."""
+"""From whole Kubernetes objects to slim records. Pure; called for every watch event, so it must never raise on a
+strange object.
+"""
 
 from __future__ import annotations
 

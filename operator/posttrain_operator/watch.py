@@ -1,7 +1,8 @@
 """kopf as the watch engine, and nothing more: its events fill the cache and name the job to look at.
 
-The only importer of kopf. Handlers never await and never raise; kopf gets no rights to write and writes nothing: no finalizer, no
-annotation, no event. Its end for any reason is the end of the process, because a cache without its watches is of unknown age.
+The only importer of kopf. Handlers never await and never raise; kopf gets no rights to write and writes nothing: no
+finalizer, no annotation, no event. Its end for any reason is the end of the process, because a cache without its
+watches is of unknown age.
 """
 
 from __future__ import annotations

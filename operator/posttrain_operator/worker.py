@@ -1,7 +1,7 @@
 """The workers: take a key, observe, decide, carry out, and say when the key is due again.
 
-What each error means is decided here. A lost race costs a moment, a failing object its own backoff; only an API server that does
-not answer makes everybody wait.
+What each error means is decided here. A lost race costs a moment, a failing object its own backoff; only an API
+server that does not answer makes everybody wait.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Brake:
         self._failures = 0
 
     async def wait(self) -> None:
-        while (rest := self._until - time.monotonic()) > 0:
+        # Until the moment has passed, which may be moved on while we wait.
+        while (rest := self._until - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(rest)
 
 
@@ -92,7 +93,7 @@ class Worker:
         except ApiError as problem:
             error = type(problem).__name__
             self._refused(key, problem)
-        except Exception:  # noqa: BLE001  one strange object must not end the operator
+        except Exception:  # one strange object must not end the operator
             error = "Unexpected"
             log.exception("%s/%s: the pass failed; again in %.0f s", *key, self._queue.retry(key))
         self._watcher.reconciled(time.monotonic() - started, error)

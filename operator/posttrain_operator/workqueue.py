@@ -1,8 +1,9 @@
 """The work queue: which job is looked at next.
 
-client-go's rules: a key waits at most once, never two workers on one key, a key that is added while it is worked on runs
-again afterwards, so no hint is lost. A key that failed comes back after 1 s, 2 s, 4 s … with jitter. Filled by `watch` and `resync`,
-emptied by the workers. All of it is memory: after a restart everything is listed and added again.
+client-go's rules: a key waits at most once, never two workers on one key, a key that is added while it is worked on
+runs again afterwards, so no hint is lost. A key that failed comes back after 1 s, 2 s, 4 s … with jitter. Filled by
+`watch` and `resync`, emptied by the workers. All of it is memory: after a restart everything is listed and added
+again.
 """
 
 from __future__ import annotations

@@ -192,10 +192,10 @@ class World:
     def pods(self, name: str) -> list[str]:
         """Makes the child's pods as the training-operator does; returns their names, the master's first."""
         child = self.child(name)
-        made = []
-        for role, replica in child["spec"]["pytorchReplicaSpecs"].items():
-            for index in range(replica["replicas"]):
-                made.append(self.pod(name, role.lower(), index))
+        replicas = child["spec"]["pytorchReplicaSpecs"].items()
+        made = [
+            self.pod(name, role.lower(), index) for role, replica in replicas for index in range(replica["replicas"])
+        ]
         self.child_condition(name, "Running", "True")
         return made
 

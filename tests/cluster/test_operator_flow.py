@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from operator_kit import Operator, World, uid_of, wait_for
+from operator_kit import World, uid_of, wait_for
 
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Checkpoint, Failure, Output, Success, render_termination
@@ -45,7 +45,8 @@ def test_created_run_succeeded(world: World) -> None:
     child = world.child("job")
     assert child["metadata"]["ownerReferences"][0]["kind"] == "PostTrainingJob"
     config = world.get("configmap", "job-config")
-    assert config is not None and config["immutable"] is True
+    assert config is not None
+    assert config["immutable"] is True
     status = world.until("job", state="Pending")
     assert [condition["type"] for condition in status["conditions"]] == TYPES
     assert status["backend"]["uid"] == uid_of(child)

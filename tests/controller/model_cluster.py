@@ -1,4 +1,5 @@
-"""A cluster in memory: holds one job's objects, carries out reconcile's actions, and plays training-operator and kubelet.
+"""A cluster in memory: holds one job's objects, carries out reconcile's actions, and plays training-operator and
+kubelet.
 
 Objects are whole Kubernetes objects and reach reconcile through the same `slim` functions as in the operator.
 """

@@ -435,7 +435,7 @@ def test_a_late_success_record_is_waited_for() -> None:
     cluster.forget()
     cluster._child_condition("Succeeded")
     cluster.settle()
-    assert not cluster.condition("Finished")["status"] == "True"
+    assert cluster.condition("Finished")["status"] != "True"
     cluster.pass_time(cluster.timing.success + 1)
     cluster.settle()
     assert cluster.status["reason"] == "InternalError"

@@ -38,7 +38,7 @@ ENDS: dict[str, tuple[int, str, str]] = {
 
 
 class Life(RuleBasedStateMachine):
-    """Everybody but the operator acts at random; between the acts the operator makes some passes, whole or cut short."""
+    """Everybody but the operator acts at random; between the acts it makes some passes, whole or cut short."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from posttrain_operator.workqueue import Backoff, KeyQueue, WorkQueue
 
 KEYS = st.sampled_from("abc")
@@ -94,7 +95,7 @@ async def test_workers_wait_for_keys_and_for_time() -> None:
     queue.add("early")
     queue.retry("failed")
     async with asyncio.timeout(5):
-        while len(taken) < 3:
+        while len(taken) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert taken == ["early", "failed", "late"]
     for worker in workers:

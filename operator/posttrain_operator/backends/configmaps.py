@@ -1,4 +1,6 @@
-"""The two ConfigMaps of a job: its TrainerConfig, never changed, and the CA bundle of the status server, which rotates."""
+"""The two ConfigMaps of a job: its TrainerConfig, never changed, and the CA bundle of the status server, which
+rotates.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The pod template of a trainer: one container under the restricted Pod Security Standard, its mounts and its environment.
+"""The pod template of a trainer: one container under the restricted Pod Security Standard, its mounts and its
+environment.
 
 Used by every backend. No user's pod template reaches this place: making a job must not equal making a pod.
 """
@@ -86,7 +87,8 @@ def _resources(plan: Plan) -> dict[str, str]:
 
 
 def pod_env(plan: Plan, status: StatusEndpoint | None) -> list[dict[str, Any]]:
-    """The plan's environment, then what only a pod knows, then where it reports to (ours and Kubeflow's names for it)."""
+    """The plan's environment, then what only a pod knows, then where it reports to (ours and Kubeflow's names for
+    it)."""
     literals = {**plan.env, **(_status_env(plan, status) if status else {})}
     return [
         *({"name": name, "value": value} for name, value in literals.items()),
@@ -142,7 +144,8 @@ def _volumes(plan: Plan, status: StatusEndpoint | None) -> list[dict[str, Any]]:
 
 
 def _claim(name: str) -> dict[str, Any]:
-    # Read-only is a matter of the mount: a read-only *volume* of a claim that is also mounted to write would clash on a node.
+    # Read-only is a matter of the mount: a read-only *volume* of a claim that is also mounted to write would clash on
+    # a node.
     return {"persistentVolumeClaim": {"claimName": name}}
 
 

@@ -1,7 +1,8 @@
 """Backend PyTorchJob v1 (kubeflow.org/v1): a Master and N−1 Workers, each pod one launcher of the trainer.
 
-`restartPolicy: ExitCode` and truthful exit codes make the training-operator decide what can be decided from one pod; deadlines, retries and clean-up
-are ours, because its own do not work. After creation only `runPolicy.suspend` is ever changed.
+`restartPolicy: ExitCode` and truthful exit codes make the training-operator decide what can be decided from one pod;
+deadlines, retries and clean-up are ours, because its own do not work. After creation only `runPolicy.suspend` is ever
+changed.
 """
 
 from __future__ import annotations

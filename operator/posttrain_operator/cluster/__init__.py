@@ -1,7 +1,7 @@
 """The only door to the API server, and the only package that imports the kubernetes client.
 
-The worker executes with it what `reconcile` decided, the observer looks objects up, the resync compares lists, the status server writes
-progress. It decides nothing. Objects are plain dicts in and out.
+The worker executes with it what `reconcile` decided, the observer looks objects up, the resync compares lists, the
+status server writes progress. It decides nothing. Objects are plain dicts in and out.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Cluster:
     async def apply_status(
         self, namespace: str, name: str, body: Mapping[str, Any], manager: str, resource_version: str
     ) -> dict[str, Any]:
-        """Server-side apply of a job's status under `manager`; always with the resourceVersion (the uid is ignored there).
+        """Server-side apply of a job's status under `manager`, always with the resourceVersion: the uid is ignored.
 
         Conflict where the job changed, NotFound where it is gone, BadBody where the body does not fit the schema.
         """

@@ -1,7 +1,7 @@
 """The verbs of the Kubernetes API over plain JSON, and nothing else.
 
-Called by `cluster.Cluster` only. Every request has a timeout; an answer that is not 2xx, and no answer, become a typed ApiError. Plain JSON
-instead of the client library's models, because these cost five times the CPU per request.
+Called by `cluster.Cluster` only. Every request has a timeout; an answer that is not 2xx, and no answer, become a
+typed ApiError. Plain JSON instead of the client library's models, because these cost five times the CPU per request.
 """
 
 from __future__ import annotations

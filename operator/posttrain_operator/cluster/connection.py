@@ -1,7 +1,8 @@
 """The connection to the API server: address, certificates and the token, for our own requests and for kopf's.
 
-Used by `cluster.api` and by `watch`'s login. Inside a cluster the mounted service account is used, elsewhere KUBECONFIG (or
-~/.kube/config). The client library reads the token file again every minute, because such tokens rotate.
+Used by `cluster.api` and by `watch`'s login. Inside a cluster the mounted service account is used, elsewhere
+KUBECONFIG (or ~/.kube/config). The client library reads the token file again every minute, because such tokens
+rotate.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Connection:
 
 
 async def connect() -> Connection:
-    """Connects with the service account where there is one, else with the kubeconfig. ConfigException where neither is there."""
+    """Connects with the service account where there is one, else with the kubeconfig. ConfigException where neither
+    is there."""
     configuration: Configuration = type.__call__(Configuration)
     if os.environ.get(_IN_CLUSTER) and not os.environ.get("KUBECONFIG"):
         config.load_incluster_config(configuration)

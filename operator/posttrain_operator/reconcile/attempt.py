@@ -1,8 +1,9 @@
-"""An attempt: the set of pod uids that train together, as the status records it, held against the pods that are there. Pure.
+"""An attempt: the set of pod uids that train together, as the status records it, held against the pods that are
+there. Pure.
 
-`attempts` counts attempts that were decided on, `attempt.number` is the one whose pods are recorded. While `attempts` is larger, the recorded
-pods are condemned: they are deleted, and the next complete set of others is adopted. So a decision is in the status before a pod is
-deleted, and a crash between the two loses nothing.
+`attempts` counts attempts that were decided on, `attempt.number` is the one whose pods are recorded. While `attempts`
+is larger, the recorded pods are condemned: they are deleted, and the next complete set of others is adopted. So a
+decision is in the status before a pod is deleted, and a crash between the two loses nothing.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def adopted(view: AttemptView, number: int, now: datetime) -> dict[str, Any]:
 
 
 def ripe(view: AttemptView, seen: Observation, now: datetime) -> float:
-    """Seconds until the fresh pods are worth recording: none when they are complete or one has ended, a moment otherwise."""
+    """Seconds until the fresh pods are worth recording: none when they are complete or one has ended, a moment
+    otherwise."""
     pods = view.fresh
     if len(pods) >= view.size or any(pod.ended for pod in pods):
         return 0.0

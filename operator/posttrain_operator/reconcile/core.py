@@ -45,7 +45,8 @@ def reconcile(job: JobFacts, seen: Observation, now: datetime) -> Actions:
 
 
 def _settled_uids(status: Mapping[str, Any]) -> frozenset[str] | None:
-    """The recorded pods, once they are the attempt that runs: until then a pod that died may be the next one's failure."""
+    """The recorded pods, once they are the attempt that runs: until then a pod that died may be the next one's
+    failure."""
     attempt = status.get("attempt") or {}
     if not attempt or attempt.get("number") != status.get("attempts"):
         return None

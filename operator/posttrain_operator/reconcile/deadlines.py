@@ -1,7 +1,7 @@
 """The two deadlines of runPolicy. Pure.
 
-startupDeadlineSeconds runs while the job could run and does not: from its first visit, or from the moment it last ran or was suspended.
-activeDeadlineSeconds counts the time of all attempts.
+startupDeadlineSeconds runs while the job could run and does not: from its first visit, or from the moment it last ran
+or was suspended. activeDeadlineSeconds counts the time of all attempts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How pods ended, and which end is the cause. Pure.
 
-The trainer's launcher says by exit code and termination message what happened; OOM kills, evictions, node loss and preemption come from the pod's
-own state. The first failing pod in time is the cause; peers that only lost it (PeerLost) are not.
+The trainer's launcher says by exit code and termination message what happened; OOM kills, evictions, node loss and
+preemption come from the pod's own state. The first failing pod in time is the cause; peers that only lost it
+(PeerLost) are not.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def read_ends(pods: Iterable[PodRecord]) -> list[PodEnd]:
 
 
 def read_end(pod: PodRecord) -> PodEnd:
-    """One pod's end. Exit codes 1–127 are permanent whatever else is said: the training-operator has decided by them."""
+    """One pod's end. Exit codes 1–127 are permanent whatever else is said: the training-operator decides by them."""
     end = pod.end or End(exit_code=0 if pod.phase == "Succeeded" else None)
     said = parse_termination(end.message)
     if end.exit_code == 0:

@@ -87,5 +87,6 @@ def conflict(job: JobFacts, seen: Observation) -> Verdict | None:
 
 
 def _former(owner_uid: str | None, job: JobFacts) -> bool:
-    """A child with our label and another owner belongs to an earlier job of this name: the garbage collector takes it."""
+    """A child with our label and another owner belongs to an earlier job of this name: the garbage collector takes
+    it."""
     return owner_uid is not None and owner_uid != job.uid

@@ -1,6 +1,7 @@
 """What a spec asks for: a plan, a refusal, or waiting for another job. Pure.
 
-Called by the observer before a job starts, with the job's relatives: all that `fromJob` leads to, through jobs that are not finished.
+Called by the observer before a job starts, with the job's relatives: all that `fromJob` leads to, through jobs that
+are not finished.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def before_start(job: JobFacts, intent: Intent, has_child: bool) -> Lookups:
 
 
 def while_running(job: JobFacts, seen: Observation, now: datetime) -> Lookups:
-    """Events of a child whose pods are missing and of pods that hang before their start; nodes of pods that do not go."""
+    """Events of a child whose pods are missing and of pods that hang before their start; nodes of pods that do not
+    go."""
     child = seen.child
     if child is None or job.terminal:
         return Lookups()

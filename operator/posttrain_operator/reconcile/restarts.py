@@ -1,7 +1,7 @@
 """Gang restarts: one lost pod is the loss of all, so all are deleted and made again. Pure.
 
-First the decision is written (restarts, failure, attempts), then, in a later pass that reads it back, the recorded pods are deleted, and when all
-are gone the next set is adopted. Preemption and node loss use up no budget.
+First the decision is written (restarts, failure, attempts), then, in a later pass that reads it back, the recorded
+pods are deleted, and when all are gone the next set is adopted. Preemption and node loss use up no budget.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _settling(failures: list[PodEnd], seen: Observation, view: AttemptView, now:
 
 
 def _replaced(job: JobFacts, view: AttemptView, now: datetime) -> Verdict:
-    """A changed set without an end that explains it: a pod was replaced behind our back, perhaps while no operator ran."""
+    """A changed set without an end that explains it: a pod was replaced behind our back, perhaps while no operator
+    ran."""
     if not view.old_live:
         begun = starting("Initializing", "PodsStarting", f"attempt {view.number + 1}: all pods are new")
         usage = accounting.closing(job, now, lost=True)

@@ -1,7 +1,7 @@
 """The user's `suspend` once a child exists. Pure.
 
-The child's own suspend deletes its pods; the trainer saves on SIGTERM. What the pods say at their end is read before (`endings` comes
-first), because a suspended child ignores it. Resuming waits until no old pod is left.
+The child's own suspend deletes its pods; the trainer saves on SIGTERM. What the pods say at their end is read before
+(`endings` comes first), because a suspended child ignores it. Resuming waits until no old pod is left.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Time and GPU time of a job. Pure.
 
-`usage.activeSeconds` is the sum over attempts that ended; the attempt that is open counts from its startTime to now. The
-rest follows: GPU seconds are active seconds times GPUs, so that nothing drifts apart.
+`usage.activeSeconds` is the sum over attempts that ended; the attempt that is open counts from its startTime to now.
+The rest follows: GPU seconds are active seconds times GPUs, so that nothing drifts apart.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ def _seen(job: JobFacts, now: datetime) -> dict[str, Any]:
 
 
 def _times(job: JobFacts, status: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """startTime with the first pods; completionTime and duration at the end, because a duration that stands still is wrong."""
+    """startTime with the first pods; completionTime and duration at the end, because a duration that stands still is
+    wrong."""
     times: dict[str, Any] = {}
     start = status.get("startTime") or (status.get("attempt") or {}).get("startTime")
     if start:
@@ -67,7 +68,8 @@ def differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def transitions(job: JobFacts, new: Mapping[str, Any]) -> tuple[Event, ...]:
-    """Events for what changed: Complete, Failed, Suspended, Running and Stalled turning True, or Stalled for another reason."""
+    """Events for what changed: Complete, Failed, Suspended, Running and Stalled turning True, or Stalled for another
+    reason."""
     found = []
     for condition in new.get("conditions") or ():
         old = job.condition(condition["type"])

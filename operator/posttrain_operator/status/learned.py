@@ -1,7 +1,7 @@
 """What the status shows besides the verdict: effective values, sizes, lineage, and what the trainer reported.
 
-Reports arrive in `status.progress`, which the status server writes; the facts in them are copied here under our own manager, because
-progress is the present and these stay. The success record has the last word.
+Reports arrive in `status.progress`, which the status server writes; the facts in them are copied here under our own
+manager, because progress is the present and these stay. The success record has the last word.
 """
 
 from __future__ import annotations

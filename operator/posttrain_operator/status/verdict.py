@@ -1,4 +1,6 @@
-"""Verdicts: what a pass found out about a job, in the words of the API. Each constructor sets the conditions that belong together."""
+"""Verdicts: what a pass found out about a job, in the words of the API. Each constructor sets the conditions that
+belong together.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ ACCEPTED = Condition("True", "Accepted", "the spec is accepted and its reference
 
 @dataclass(frozen=True)
 class Verdict:
-    """State, reason and message of the status, its conditions, other fields that change (None removes one), and the writes."""
+    """State, reason and message of the status, its conditions, other fields that change (None removes one), and the
+    writes."""
 
     state: str
     reason: str

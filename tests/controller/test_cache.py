@@ -1,0 +1,79 @@
+"""The cache: newest wins, the dead stay dead, ends are kept until the status took them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posttrain_operator.cache import Cache
+from posttrain_operator.records import Key
+from posttrain_operator.slim import child_record, job_record, pod_record
+
+KEY = Key("ns", "job")
+
+
+def job(version: int, uid: str = "u", parents: tuple[str, ...] = (), name: str = "job") -> Any:
+    spec = {"model": {"fromJob": {"name": parents[0]}}} if parents else {}
+    metadata = {"name": name, "namespace": "ns", "uid": uid, "resourceVersion": str(version)}
+    return job_record({"metadata": metadata, "spec": spec})
+
+
+def pod(uid: str, version: int, phase: str = "Running") -> Any:
+    labels = {"posttrain.dev/job-name": "job", "posttrain.dev/job-uid": "u"}
+    metadata = {"name": "p", "namespace": "ns", "uid": uid, "resourceVersion": str(version), "labels": labels}
+    return pod_record({"metadata": metadata, "status": {"phase": phase}})
+
+
+def test_an_older_version_never_replaces_a_newer_one() -> None:
+    cache = Cache()
+    cache.put_job(job(10))
+    cache.put_job(job(9))
+    assert cache.jobs[KEY].resource_version == "10"
+
+
+def test_what_was_deleted_does_not_come_back_with_a_late_answer() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.drop_job(KEY, "u")
+    cache.put_job(job(2))
+    assert KEY not in cache.jobs
+    cache.put_job(job(3, uid="another"))
+    assert cache.jobs[KEY].uid == "another"
+
+
+def test_deleting_the_old_does_not_drop_the_new() -> None:
+    cache = Cache()
+    metadata = {"name": "job", "namespace": "ns", "resourceVersion": "5"}
+    cache.put_child(child_record({"metadata": {**metadata, "uid": "new"}}))
+    cache.drop_child(KEY, "old")
+    assert cache.children[KEY].uid == "new"
+
+
+def test_ends_are_kept_until_the_status_took_them() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod("a", 2))
+    cache.drop_pod(pod("a", 3, "Failed"))
+    cache.put_pod(pod("b", 4))
+    assert [(p.uid, p.gone, p.phase) for p in cache.pods(KEY)] == [("a", True, "Failed"), ("b", False, "Running")]
+    cache.status_took_ends(KEY, ["a", "b"])
+    assert len(cache.pods(KEY)) == 2
+    cache.status_took_ends(KEY, ["b"])
+    assert [p.uid for p in cache.pods(KEY)] == ["b"]
+
+
+def test_nothing_is_kept_of_jobs_that_are_gone() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod("a", 2))
+    cache.drop_job(KEY, "u")
+    cache.drop_pod(pod("a", 3))
+    assert cache.pods(KEY) == ()
+
+
+def test_dependents_follow_edits() -> None:
+    cache = Cache()
+    cache.put_job(job(1, parents=("base",)))
+    assert cache.dependents(Key("ns", "base")) == {KEY}
+    cache.put_job(job(2, parents=("other",)))
+    assert cache.dependents(Key("ns", "base")) == frozenset()
+    assert cache.dependents(Key("ns", "other")) == {KEY}

@@ -1,0 +1,208 @@
+"""What each refusal of the API server does to a key, to the others, and to the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from model_cluster import PLAN, SPEC
+
+from posttrain_operator.actions import Actions
+from posttrain_operator.cache import Cache
+from posttrain_operator.cluster import Cluster
+from posttrain_operator.cluster.errors import (
+    AlreadyExists,
+    ApiError,
+    BadBody,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    ServerError,
+    Unavailable,
+    WebhookFailed,
+    error_of,
+)
+from posttrain_operator.execute import Executor
+from posttrain_operator.facts import JobFacts
+from posttrain_operator.findings import Findings
+from posttrain_operator.observe import Observer
+from posttrain_operator.recorder import Recorder
+from posttrain_operator.records import Key
+from posttrain_operator.settings import Settings, Timing
+from posttrain_operator.slim import job_record
+from posttrain_operator.worker import Worker
+from posttrain_operator.workqueue import Backoff, WorkQueue
+
+KEY = Key("ns", "job")
+Json = dict[str, Any]
+
+
+class Api:
+    """Answers like an API server that has the claim and nothing else; `refuse` is asked first."""
+
+    def __init__(self, refuse: Callable[[str, str], ApiError | None] = lambda method, path: None) -> None:
+        self.refuse = refuse
+        self.requests: list[tuple[str, str]] = []
+
+    async def request(self, method: str, path: str, *, body: Any = None, **_: Any) -> Json:
+        self.requests.append((method, path))
+        if problem := self.refuse(method, path):
+            raise problem
+        if method == "GET":
+            return {"metadata": {"uid": "x", "name": "x"}}
+        version = str(100 + len(self.requests))
+        metadata = {"uid": "made", "resourceVersion": version, **(body or {}).get("metadata", {})}
+        return {**(body or {}), "metadata": {**metadata, "resourceVersion": version}}
+
+    def writes(self, fragment: str) -> int:
+        return sum(1 for method, path in self.requests if method != "GET" and fragment in path)
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.errors: list[str | None] = []
+
+    def reconciled(self, seconds: float, error: str | None) -> None:
+        self.errors.append(error)
+
+    def transitioned(self, job: JobFacts, actions: Actions) -> None:
+        """Not of interest."""
+
+
+class Rig:
+    """A worker on an Api; the cache holds one new job."""
+
+    def __init__(self, api: Api) -> None:
+        self.api, self.cache, self.counter = api, Cache(), Counter()
+        self.queue: WorkQueue[Key] = WorkQueue(Backoff(0.01, 0.02))
+        findings = Findings(60, lambda: 0.0)
+        cluster = Cluster(api)  # type: ignore[arg-type]
+        settings = Settings(namespace="sys", plan=PLAN, timing=Timing())
+        observer = Observer(cluster, self.cache, findings, settings, lambda: None)
+        executor = Executor(cluster, self.cache, findings, Recorder(cluster))
+        self.worker = Worker(self.queue, self.cache, observer, executor, self.counter)
+        self.cache.put_job(job_record(self._manifest()))
+        self.queue.add(KEY)
+
+    def _manifest(self) -> Json:
+        metadata = {"name": "job", "namespace": "ns", "uid": "u", "resourceVersion": "1", "generation": 1}
+        return {"apiVersion": "posttrain.dev/v1alpha1", "kind": "PostTrainingJob", "metadata": metadata, "spec": SPEC}
+
+    async def work(self, seconds: float = 0.3) -> None:
+        task = asyncio.create_task(self.worker.run())
+        await asyncio.sleep(seconds)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):  # it was we who ended it
+            await task
+
+    @property
+    def status(self) -> Json:
+        return dict(self.cache.jobs[KEY].manifest()["status"])
+
+
+def once(kind: type[ApiError], status: int, method: str, fragment: str) -> Callable[[str, str], ApiError | None]:
+    """Refuses the first matching request."""
+    left = [kind(status, "r", "message", 0.01)]
+
+    def refuse(asked: str, path: str) -> ApiError | None:
+        return left.pop() if left and asked == method and fragment in path else None
+
+    return refuse
+
+
+async def test_a_job_is_started_with_three_writes_and_events() -> None:
+    rig = Rig(Api())
+    await rig.work()
+    assert (rig.api.writes("/configmaps"), rig.api.writes("/pytorchjobs"), rig.api.writes("/status")) == (1, 1, 1)
+    assert rig.status["backend"]["uid"] == "made"
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "method", "fragment"),
+    [
+        (Conflict, 409, "PATCH", "/status"),
+        (ServerError, 500, "POST", "/pytorchjobs"),
+        (WebhookFailed, 500, "POST", "/pytorchjobs"),
+        (Unavailable, 503, "POST", "/configmaps"),
+        (Unavailable, 429, "GET", "/persistentvolumeclaims"),
+        (NotFound, 404, "POST", "/pytorchjobs"),
+    ],
+)
+async def test_what_passes_is_tried_again(kind: type[ApiError], status: int, method: str, fragment: str) -> None:
+    rig = Rig(Api(once(kind, status, method, fragment)))
+    await rig.work(0.5)
+    assert rig.status["state"] == "Pending"
+    assert kind.__name__ in rig.counter.errors
+
+
+async def test_our_own_bad_body_is_not_tried_again() -> None:
+    def refuse(method: str, path: str) -> ApiError | None:
+        return BadBody(500, "", "failed to create typed patch object") if "/status" in path else None
+
+    rig = Rig(Api(refuse))
+    await rig.work()
+    assert rig.counter.errors.count("BadBody") == 1
+
+
+async def test_a_quota_on_the_child_stalls_the_job() -> None:
+    def refuse(method: str, path: str) -> ApiError | None:
+        taken = method == "POST" and "/pytorchjobs" in path
+        return Forbidden(403, "Forbidden", "exceeded quota: jobs") if taken else None
+
+    rig = Rig(Api(refuse))
+    await rig.work()
+    assert rig.status["reason"] == "QuotaExceeded"
+
+
+async def test_a_child_that_is_ours_already_is_taken() -> None:
+    """The process died between the creation and the status."""
+
+    class Later(Api):
+        async def request(self, method: str, path: str, *, body: Any = None, **rest: Any) -> Json:
+            if method == "GET" and path.endswith("/pytorchjobs/job"):
+                owner = {"uid": "u", "controller": True}
+                metadata = {"name": "job", "namespace": "ns", "uid": "old", "resourceVersion": "7"}
+                return {"metadata": {**metadata, "ownerReferences": [owner]}, "spec": {}}
+            return await super().request(method, path, body=body, **rest)
+
+    rig = Rig(Later(once(AlreadyExists, 409, "POST", "/pytorchjobs")))
+    await rig.work()
+    # It carries no spec hash of ours: the plan is another one, so it is deleted, which this API server does not do.
+    assert rig.cache.children[KEY].uid in ("old", "made")
+    assert rig.api.writes("/pytorchjobs") >= 2
+
+
+async def test_an_unexpected_error_ends_nothing() -> None:
+    rig = Rig(Api())
+    rig.cache.put_job(
+        job_record(
+            {**rig._manifest(), "spec": None, "metadata": {**rig._manifest()["metadata"], "resourceVersion": "2"}}
+        )
+    )
+    await rig.work()
+    assert rig.counter.errors
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (409, b'{"reason": "AlreadyExists"}', AlreadyExists),
+        (409, b'{"reason": "Conflict"}', Conflict),
+        (404, b"{}", NotFound),
+        (403, b"{}", Forbidden),
+        (422, b"{}", Invalid),
+        (400, b"{}", Invalid),
+        (429, b"", Unavailable),
+        (503, b"<html>", Unavailable),
+        (500, b'{"message": "failed to create typed patch object (x): .status.y: field not declared"}', BadBody),
+        (500, b'{"message": "Internal error occurred: failed calling webhook"}', WebhookFailed),
+        (500, b'{"message": "etcdserver: request timed out"}', ServerError),
+    ],
+)
+def test_answers_become_types(status: int, body: bytes, kind: type[ApiError]) -> None:
+    assert type(error_of(status, body, "3")) is kind
+    assert error_of(status, body, "3").retry_after == 3
