@@ -66,7 +66,9 @@ def main(args: argparse.Namespace) -> int:
         return run_file(read_file(args.file), workspace, cpu=args.cpu)
     except InvalidJob as error:
         print(f"posttrain run: {args.file} is not valid:\n{error}", file=sys.stderr)
-    except (RunError, PlanError, OSError, ManifestError) as error:
+    except ManifestError as error:
+        print(f"posttrain run: {args.file}:{error.line}: {error}", file=sys.stderr)
+    except (RunError, PlanError, OSError) as error:
         print(f"posttrain run: {error}", file=sys.stderr)
     return FAILED
 

@@ -178,6 +178,11 @@ def condition(status: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return next((dict(each) for each in status.get("conditions", []) if each["type"] == kind), {})
 
 
+def restarts(status: Mapping[str, Any]) -> int:
+    """How often all pods were replaced; unset until the first time."""
+    return int(status.get("restarts", {}).get("total", 0))
+
+
 def stalled(reason: str) -> Callable[[dict[str, Any]], bool]:
     """For `until`: the job is Stalled for this reason."""
     return lambda status: (

@@ -8,7 +8,7 @@ from typing import Any
 
 import e2e_models
 import pytest
-from e2e_kit import PAIRS, TEXTS, TINY_SFT, Bench, Manifest, job, merged
+from e2e_kit import PAIRS, TEXTS, TINY_SFT, Bench, Manifest, job, merged, restarts
 
 pytestmark = pytest.mark.e2e
 
@@ -85,7 +85,7 @@ def test_ends_in_its_reason_and_names_the_place(submitted: Bench, case: Case) ->
     assert (status["state"], status["reason"]) == ("Failed", case.reason), submitted.story(name)
     message = status["failure"]["message"]
     assert all(part in message for part in case.names), message
-    assert status["restarts"]["total"] == 0
+    assert restarts(status) == 0
 
 
 def test_padding_with_the_end_token_works_and_the_end_is_learned(submitted: Bench) -> None:

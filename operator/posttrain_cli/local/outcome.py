@@ -12,7 +12,9 @@ from typing import Any
 
 from posttrain_api.reasons import REASONS, Effect, Reason, reason_of_exit_code
 from posttrain_api.records import Failure, Success
+from posttrain_operator.clock import render_duration
 from posttrain_operator.plan.types import Plan
+from posttrain_operator.status import learned
 
 _COLLATERAL = (Reason.PEER_LOST, Reason.PREEMPTED)
 
@@ -71,28 +73,24 @@ def _time(end: PodEnd) -> str:
 
 def _head(plan: Plan, span: Span, state: str, reason: Reason | None, message: str) -> dict[str, Any]:
     topology = plan.config.topology
-    seconds = int((span.end - span.start).total_seconds())
     head = {
         "state": state,
         "message": message,
         "startTime": _stamp(span.start),
         "completionTime": _stamp(span.end),
-        "duration": f"{seconds // 60}m{seconds % 60}s" if seconds >= 60 else f"{seconds}s",
+        "duration": render_duration((span.end - span.start).total_seconds()),
         "resources": {"gpus": topology.nodes * topology.gpus_per_node, "pods": topology.nodes},
         "resolved": dict(plan.resolved),
+        "model": {"displayName": learned.display_name(plan)},
     }
     return head if reason is None else {"state": state, "reason": str(reason), **head}
 
 
 def _succeeded(success: Success, plan: Plan) -> dict[str, Any]:
-    settled = success.resolved.to_wire() if success.resolved else {}
-    result: dict[str, Any] = {"resolved": {**plan.resolved, **settled}, "output": success.output.to_wire()}
-    if success.data_report:
-        result["dataReport"] = success.data_report.to_wire()
-    if success.checkpoint:
-        result["checkpoints"] = {"last": success.checkpoint.to_wire()}
-    metrics = [{"name": name, "value": f"{value:.6g}"} for name, value in success.metrics.items()]
-    return {**result, "progress": {"percent": 100, "display": "100%", "step": success.step, "metrics": metrics}}
+    facts = learned.succeeded({"resolved": plan.resolved}, success)
+    metrics = [{"name": name, "value": repr(value)} for name, value in success.metrics.items()]
+    progress = {"percent": 100, "display": "100 %", "step": success.step, "metrics": metrics}
+    return {**{key: value for key, value in facts.items() if value}, "progress": progress}
 
 
 def _failure(end: PodEnd) -> dict[str, Any]:
