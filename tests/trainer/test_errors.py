@@ -26,6 +26,7 @@ def _wrapped(inner: BaseException) -> BaseException:
     [
         (TrainerFailure(Reason.NON_FINITE, "loss is NaN"), Reason.NON_FINITE),
         (OSError(errno.ENOSPC, "No space left on device", "/storage/x"), Reason.STORAGE_FULL),
+        (OSError(errno.ENOSPC, "as another language says it"), Reason.STORAGE_FULL),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/storage/x"), Reason.STORAGE_FULL),
         (OSError(errno.EROFS, "Read-only file system", "/storage/x"), Reason.STORAGE_FULL),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), Reason.STORAGE_FULL),

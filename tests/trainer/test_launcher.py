@@ -41,7 +41,7 @@ class Pod:
             names.ENV_TERMINATION_LOG: str(self.termination),
             "POSTTRAIN_WORKER_MODULE": "stub_worker",
             "POSTTRAIN_BACKOFF_SCALE": "0",
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
             **env,
         }
         with self.output.open("wb") as out:

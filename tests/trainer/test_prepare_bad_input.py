@@ -52,7 +52,7 @@ BAD_DATA: list[tuple[str, Callable[[], list[Any]], dict[str, Any], Reason, list[
     (
         "line 17",
         lambda: _line_17(pairs(30)),
-        {},
+        {"bad_rows_max_fraction": 0.5},  # counts under policy Skip only
         Reason.DATA_ROWS_REJECTED,
         ["train.jsonl line 17: broken JSON", "1 of 30"],
     ),
