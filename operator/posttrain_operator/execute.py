@@ -47,7 +47,7 @@ class Executor:
         if actions.attempt_uids is not None:
             self._cache.status_took_ends(job.key, actions.attempt_uids)
         for event in actions.events:
-            await self._recorder.record(job, event)
+            self._recorder.record(job, event)
         return True
 
     async def _create_all(self, job: JobRecord, actions: Actions) -> bool:

@@ -7,6 +7,7 @@ is the truth.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -32,19 +33,26 @@ class Recorder:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._tokens, self._filled = _BURST, time.monotonic()
+        self._under_way: set[asyncio.Task[None]] = set()
 
-    async def record(self, job: JobRecord, event: Event) -> None:
-        """Writes one event. What cannot be written is logged and dropped."""
+    def record(self, job: JobRecord, event: Event) -> None:
+        """Sends one event on its way; nobody waits for it."""
         if not self._allowed():
-            log.warning("event dropped, too many at once: %s %s %s", job.key, event.reason, event.message)
+            log.warning("event dropped, too many at once: %s/%s %s %s", *job.key, event.reason, event.message)
             return
+        task = asyncio.create_task(self._write(job, event), name="event")
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _write(self, job: JobRecord, event: Event) -> None:
+        """What cannot be written is logged and dropped."""
         body = event_body(job, event, datetime.now(UTC))
         try:
             await self._cluster.create(EVENT, job.key.namespace, body)
         except AlreadyExists:
             log.debug("event exists: %s", body["metadata"]["name"])
         except ApiError as error:
-            log.warning("event not written: %s %s: %s", job.key, event.reason, error)
+            log.warning("event not written: %s/%s %s: %s", *job.key, event.reason, error)
 
     def _allowed(self) -> bool:
         now = time.monotonic()

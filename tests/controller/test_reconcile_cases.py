@@ -374,6 +374,29 @@ def test_a_set_replaced_whole_while_no_operator_ran_is_the_next_attempt() -> Non
     assert (cluster.status["attempts"], cluster.status["attempt"]["number"]) == (2, 2)
 
 
+def test_a_replacement_that_ran_to_its_end_while_no_operator_ran() -> None:
+    """Killed and made again, finished, and only then looked at: the success counts, whatever is recorded."""
+    cluster = running_cluster(resources={"nodes": 1, "gpusPerNode": 1})
+    cluster.end(cluster.uid("master"), 137)
+    cluster.forget()
+    cluster.training_operator()
+    cluster.run_all()
+    cluster.end(cluster.uid("master"), 0, SUCCESS)
+    cluster.settle()
+    assert cluster.status["state"] == "Succeeded"
+
+
+def test_a_lone_pod_that_was_replaced_at_once_is_not_deleted_again() -> None:
+    cluster = running_cluster(resources={"nodes": 1, "gpusPerNode": 1})
+    cluster.end(cluster.uid("master"), 137)
+    cluster.training_operator()
+    fresh = cluster.uid("master")
+    cluster.settle()
+    assert not any(actions.delete for actions in cluster.history)
+    assert cluster.status["restarts"]["byCause"] == {"ProcessKilled": 1}
+    assert cluster.status["attempt"] == {**cluster.status["attempt"], "number": 2, "podUIDs": [fresh]}
+
+
 def test_a_permanent_end_during_a_restart_is_the_end() -> None:
     cluster = running_cluster()
     cluster.end(cluster.uid("worker"), 137)

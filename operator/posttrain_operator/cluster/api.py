@@ -23,7 +23,7 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
+TIMEOUT = aiohttp.ClientTimeout(total=15, sock_connect=5)
 
 Observer = Callable[[str, int, float], None]
 """Told after each request: its verb, the HTTP code (0: none), the seconds it took."""

@@ -16,7 +16,8 @@ from posttrain_operator.status.verdict import Verdict, failed, starting, succeed
 
 def ending(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
     """The final verdict, or a wait for what is still on its way; None where the job goes on."""
-    ends = read_ends(view.members)
+    # Of all pods, recorded or not: a replacement may have run to its end before anybody looked.
+    ends = read_ends(view.pods)
     found = _success(job, ends) or _permanent(ends) or _child_verdict(seen, ends, now)
     found = found or deadlines.active(job, now) or (None if _has_begun(job, view) else deadlines.startup(job, now))
     if found is None or found.state not in ("Succeeded", "Failed"):

@@ -64,9 +64,7 @@ def _decide(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) 
         return starting(job.status.get("state", "Running"), "PeerLost", message).after(wait)
     if failures:
         return _restart(job, view, cause_of(failures), now)
-    if not view.replaced:
-        return None
-    return _replaced(job, view, now)
+    return _replaced(job, view, now) if view.replaced else None
 
 
 def _settling(failures: list[PodEnd], seen: Observation, view: AttemptView, now: datetime) -> float:
@@ -83,13 +81,18 @@ def _replaced(job: JobFacts, view: AttemptView, now: datetime) -> Verdict:
     """A changed set without an end that explains it: a pod was replaced behind our back, perhaps while no operator
     ran."""
     if not view.old_live:
-        begun = starting("Initializing", "PodsStarting", f"attempt {view.number + 1}: all pods are new")
-        usage = accounting.closing(job, now, lost=True)
-        return begun.having(attempts=view.number + 1, attempt=adopted(view, view.number + 1, now), usage=usage)
+        return _all_new(job, view, now)
     names = ", ".join(pod.name for pod in view.fresh)
     failure = {"reason": Reason.PEER_LOST, "message": f"{names} was replaced and its end is not known"}
     exhausted = _exhausted(job, Reason.PEER_LOST, failure)
     return exhausted or _begin(job, view, failure, str(failure["message"]), now)
+
+
+def _all_new(job: JobFacts, view: AttemptView, now: datetime) -> Verdict:
+    """No recorded pod is left and others are there: they are the next attempt, nothing has to be deleted."""
+    begun = starting("Initializing", "PodsStarting", f"attempt {view.number + 1}: all pods are new")
+    usage = accounting.closing(job, now, lost=True)
+    return begun.having(attempts=view.number + 1, attempt=adopted(view, view.number + 1, now), usage=usage)
 
 
 def _restart(job: JobFacts, view: AttemptView, cause: PodEnd, now: datetime) -> Verdict:
@@ -100,7 +103,10 @@ def _restart(job: JobFacts, view: AttemptView, cause: PodEnd, now: datetime) -> 
     exhausted = _exhausted(job, reason, failure)
     if exhausted:
         return exhausted.having(usage=accounting.closing(job, now, lost=False))
-    return _begin(job, view, failure, described(cause), now)
+    decided = _begin(job, view, failure, described(cause), now)
+    if view.old_live or not view.fresh:
+        return decided
+    return decided.having(attempt=adopted(view, view.attempts + 1, now))
 
 
 def _same_as_last(job: JobFacts, failure: Mapping[str, Any]) -> bool:
