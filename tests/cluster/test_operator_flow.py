@@ -89,6 +89,15 @@ def test_a_permanent_failure_is_told_from_the_pod(world: World, reason: Reason, 
     assert master
 
 
+def test_a_log_may_hold_any_character(world: World) -> None:
+    """Apply bodies are YAML to the API server, which refuses what JSON allows."""
+    _, worker = started(world)
+    tail = "\x1b[31m \x85 \ufeff \U0001f525 \u2588"
+    world.end_pod(worker, 51, failure(Reason.STORAGE_FULL, 51, log_tail=tail))
+    world.child_condition("job", "Failed", "True")
+    assert world.until("job", state="Failed")["failure"]["logTail"] == tail
+
+
 def test_an_unknown_image_that_exits_zero_is_no_success(world: World) -> None:
     master, _ = started(world)
     world.end_pod(master, 0, "done")

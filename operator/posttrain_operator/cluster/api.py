@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,11 +18,13 @@ import aiohttp
 
 from posttrain_operator.cluster.connection import Connection
 from posttrain_operator.cluster.errors import Unavailable, error_of
+from posttrain_operator.cluster.wire import yaml_readable_json
 
 log = logging.getLogger(__name__)
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
-APPLY_PATCH = "application/apply-patch+yaml"
+APPLY_PATCH = "application/apply-patch+yaml; charset=utf-8"
+"""With the parameter the client library sends bytes as they are; without it, it would write JSON of its own."""
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 TIMEOUT = aiohttp.ClientTimeout(total=15, sock_connect=5)
 
@@ -34,6 +37,19 @@ def resource_path(api_version: str, plural: str, namespace: str | None = None, n
     root = f"/api/{api_version}" if "/" not in api_version else f"/apis/{api_version}"
     scope = f"/namespaces/{quote(namespace)}" if namespace else ""
     return f"{root}{scope}/{plural}" + (f"/{quote(name)}" if name else "")
+
+
+_NOT_YAML = re.compile("[\x7f-\x9f\ufeff\ufffe\uffff]")
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def yaml_json(body: Any) -> bytes:
+    """JSON that is YAML too, as server-side apply reads it: no surrogate escapes, nothing that YAML calls unprintable.
+
+    A log tail may hold any character; a body that cannot be read would keep the whole status from being written.
+    """
+    text = _LONE_SURROGATES.sub("\ufffd", json.dumps(body, ensure_ascii=False))
+    return _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 class Api:
@@ -75,7 +91,13 @@ class Api:
     async def _send(
         self, method: str, url: str, body: Any, headers: Mapping[str, str]
     ) -> tuple[int, bytes, str | None]:
+        if headers.get("Content-Type") == APPLY_PATCH:
+            body = yaml_json(body)
         sent = {"Accept": JSON, "Content-Type": JSON, **headers, **await self._connection.headers()}
+        if sent["Content-Type"] == APPLY_PATCH:
+            # With a parameter in the type, the client library leaves the encoding to us.
+            sent["Content-Type"] = f"{APPLY_PATCH}; charset=utf-8"
+            body = yaml_readable_json(body)
         response = await self._connection.client.call_api(method, url, sent, body, _request_timeout=TIMEOUT)
         raw = await response.read()
         return response.status, raw, response.getheader("Retry-After")
