@@ -210,7 +210,7 @@ def test_full_storage_keeps_the_older_checkpoints(tmp_path: Path) -> None:
     assert "checkpoint.keepLast" in found["message"]
 
 
-@pytest.mark.parametrize(("ranks", "zero"), [(1, 0), (2, 2), (1, 3)])
+@pytest.mark.parametrize(("ranks", "zero"), [(1, 0), (2, 0), (2, 2), (1, 3)])
 def test_non_finite_ends_with_the_last_good_checkpoint(tmp_path: Path, ranks: int, zero: int) -> None:
     """The first step throws the weights to 1e30, so that the second cannot be computed."""
     config = _job(

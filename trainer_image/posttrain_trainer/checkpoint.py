@@ -194,10 +194,11 @@ def _storage_full(error: Exception, root: Path) -> TrainerFailure | None:
     hidden = isinstance(error, RuntimeError) and "inline_container" in str(error)
     if not hidden and classify(error)[0] is not Reason.STORAGE_FULL:
         return None
+    free = shutil.disk_usage(root).free
     return TrainerFailure(
         Reason.STORAGE_FULL,
-        f"{root}: the checkpoint could not be written, {shutil.disk_usage(root).free:,} bytes were free then ({error}). "
-        "The older checkpoints are whole. Enlarge or empty the claim, or lower checkpoint.keepLast, then run the job anew.",
+        f"{root}: the checkpoint could not be written, {free:,} bytes were free then ({error}). The older checkpoints "
+        "are whole. Enlarge or empty the claim, or lower checkpoint.keepLast, then run the job anew.",
     )
 
 

@@ -120,7 +120,6 @@ def build_policy(config: TrainerConfig, prepared: Prepared) -> nn.Module:
     folder = Path(prepared.model_dir)
     options = {"attn_implementation": prepared.resolved.attention.lower(), "dtype": torch.float32}
     model: Any = _drawn(config, folder, options) if config.model.scratch else _loaded(config, folder, options)
-    model.config.use_cache = True
     check_head(model)
     if config.lora is not None and config.tuning == "LoRA":
         model = add_adapter(model, config.lora, config.training.seed)

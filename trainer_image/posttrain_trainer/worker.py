@@ -14,12 +14,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-from posttrain_api.names import ENV_CONFIG, METRICS_FILE, PREPARED_DIR
+from posttrain_api.names import METRICS_FILE, PREPARED_DIR
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Output, Resolved, Success
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.assemble import Job, Outside, assemble, course_of
 from posttrain_trainer.console import Console
+from posttrain_trainer.environment import load_config
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.export import Finished, export
 from posttrain_trainer.loop import Loop, Parts
@@ -133,7 +134,7 @@ def main() -> NoReturn:
     """Never returns: leaves with the exit code of the end record."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     rank = int(os.environ["RANK"])
-    config = TrainerConfig.model_validate_json(Path(os.environ[ENV_CONFIG]).read_text())
+    config = load_config(os.environ)
     worker = Worker(config)
     try:
         end = worker.run()
