@@ -18,7 +18,6 @@ import aiohttp
 
 from posttrain_operator.cluster.connection import Connection
 from posttrain_operator.cluster.errors import Unavailable, error_of
-from posttrain_operator.cluster.wire import yaml_readable_json
 
 log = logging.getLogger(__name__)
 JSON = "application/json"
@@ -94,10 +93,6 @@ class Api:
         if headers.get("Content-Type") == APPLY_PATCH:
             body = yaml_json(body)
         sent = {"Accept": JSON, "Content-Type": JSON, **headers, **await self._connection.headers()}
-        if sent["Content-Type"] == APPLY_PATCH:
-            # With a parameter in the type, the client library leaves the encoding to us.
-            sent["Content-Type"] = f"{APPLY_PATCH}; charset=utf-8"
-            body = yaml_readable_json(body)
         response = await self._connection.client.call_api(method, url, sent, body, _request_timeout=TIMEOUT)
         raw = await response.read()
         return response.status, raw, response.getheader("Retry-After")
