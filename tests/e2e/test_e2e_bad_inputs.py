@@ -39,11 +39,11 @@ CASES = {
     "broken json": Case(pairs("broken-json", "data/broken.jsonl"), "DataRowsRejected", ("broken.jsonl", "17")),
     "no completion": Case(pairs("no-completion", "data/half.jsonl"), "DataRowsRejected", ("half.jsonl", "completion")),
     "other columns": Case(pairs("other-columns", "data/other.jsonl"), "DatasetSchemaInvalid", ("question", "prompt")),
-    "too long": Case(pairs("too-long", "data/long.jsonl"), "DataRowsRejected", ("maxLength", "64")),
+    "too long": Case(pairs("too-long", "data/long.jsonl"), "NothingToLearn", ("maxLength", "64", "long.jsonl")),
     "nothing to learn": Case(
         pairs("nothing-to-learn", "data/empty.jsonl", data={"badRows": {"policy": "Skip", "maxFraction": 1.0}}),
         "NothingToLearn",
-        ("completion",),
+        ("lossOn", "20"),
     ),
     "template": Case(
         pairs("template", "data/chat.jsonl", model={"chatTemplate": e2e_models.NO_PREFIX_TEMPLATE}),
@@ -51,7 +51,7 @@ CASES = {
         ("prefix", "chatTemplate"),
     ),
     "no model": Case(model("no-model", "none"), "ModelNotFound", ("models/none",)),
-    "no weights": Case(model("no-weights", "no-weights"), "ModelIncompatible", ("safetensors",)),
+    "no weights": Case(model("no-weights", "no-weights"), "ModelNotFound", ("safetensors",)),
     "no eos": Case(model("no-eos", "no-eos"), "ModelIncompatible", ("eos_token",)),
     "no layer": Case(
         job("no-layer", TINY_SFT, lora={"targetModules": ["no_such_layer"]}), "ModelIncompatible", ("no_such_layer",)
@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[Manifest, tuple[str, ...]]] = {
     "two model sources": (job("two-models", TINY_SFT, model={"fromJob": {"name": "other"}}), ("uri", "fromJob")),
     "neither lora nor tuning": (job("no-tuning", TINY_SFT, lora=None), ("tuning", "lora")),
     "no storage": (job("no-storage", storage=None), ("storage",)),
-    "secret in env": (job("secret-env", env=[{"name": "MY_TOKEN", "value": "x"}]), ("MY_TOKEN",)),
+    "secret in env": (job("secret-env", env=[{"name": "MY_TOKEN", "value": "x"}]), ("secretRef",)),
 }
 
 
