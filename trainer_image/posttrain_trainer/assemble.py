@@ -125,7 +125,9 @@ def _checkpoints(job: Job) -> Checkpoints:
         resume=config.checkpoint.resume == "Auto",
         start_from=Path(source.path) if source is not None and source.path is not None else None,
     )
-    fence = Fence(run_dir, _attempt(config))
+    # All ranks write into one temporary folder, and its name has the number: rank 0's counts, whatever others see.
+    attempt: int = job.runtime.control.gather(_attempt(config))[0]
+    fence = Fence(run_dir, attempt)
     return Checkpoints(place, job.runtime, facts_of(config, job.prepared, job.runtime.ranks), fence)
 
 
