@@ -54,7 +54,7 @@ def _placing(unready: list[PodRecord]) -> bool:
 
 
 def _unready(unready: list[PodRecord], view: AttemptView) -> Verdict:
-    started = any(pod.phase == "Running" for pod in view.live)
+    started = view.attempts > 1 or any(pod.phase == "Running" for pod in view.live)
     message = f"{view.size - len(unready)} of {view.size} pods are ready"
     return starting("Initializing" if started else "Pending", "PodsStarting", message)
 
