@@ -60,6 +60,9 @@ def cluster() -> Iterator[Cluster]:
     state = os.environ.get("POSTTRAIN_E2E_STATE")
     with kept(Path(state)) if state else full_cluster(images=images()) as running:
         install(running)
+        if state:  # the code may have changed since it was started
+            running.kubectl("-n", OPERATOR_NAMESPACE, "rollout", "restart", f"deployment/{RELEASE}")
+            install(running)
         yield running
 
 
