@@ -133,18 +133,18 @@ class CappedJitter:
 
 
 def watch_settings() -> kopf.OperatorSettings:
-    """kopf's settings; each has its reason in docs/decisions."""
+    """kopf's settings: read only, small in memory with ten thousand objects, and never tired of an absent API server."""
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.persistence.diffbase_storage = NullDiffBase()
     settings.persistence.finalizer = f"{JOB.group}/unused"
-    settings.watching.chunk_size = 500
-    settings.watching.server_timeout = 600
+    settings.watching.chunk_size = 500  # whole lists at once cost hundreds of MB
+    settings.watching.server_timeout = 600  # an int: it is sent as it is written
     settings.watching.connect_timeout = 10
     settings.watching.reconnect_backoff = 1.0
-    settings.queueing.idle_timeout = 0.2
+    settings.queueing.idle_timeout = 0.2  # kopf keeps a task per object for so long after its last event
     settings.networking.request_timeout = 60
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = CappedJitter(0.5, 2, 30)

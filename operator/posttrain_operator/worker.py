@@ -44,7 +44,7 @@ class Brake:
         self._failures = 0
 
     def pull(self, retry_after: float | None) -> float:
-        """Everybody waits for what the server asked, or 0.5, 1, 2 … 30 s. Requests that fail together are one failure."""
+        """Everybody waits for what the server asked, or 0.5, 1, 2 … 30 s. Requests that fail together count once."""
         if time.monotonic() >= self._until:
             self._failures += 1
         delay = retry_after if retry_after is not None else min(30.0, 0.25 * 2.0 ** min(self._failures, 10))

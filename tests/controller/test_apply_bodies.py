@@ -5,6 +5,7 @@ from __future__ import annotations
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
 from posttrain_operator.cluster.api import yaml_json
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)
