@@ -133,7 +133,7 @@ class CappedJitter:
 
 
 def watch_settings() -> kopf.OperatorSettings:
-    """kopf's settings: read only, small in memory with ten thousand objects, and never tired of an absent API server."""
+    """kopf's settings: read only, small in memory with ten thousand objects, never tired of an absent server."""
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
     settings.scanning.disabled = True
