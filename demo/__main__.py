@@ -17,7 +17,7 @@ from typing import Any
 from demo import cluster as platform
 from demo import jobs, show
 from demo.settings import BASE, OPERATOR_NAMESPACE, RELEASE, ROOT, TUNED, DemoError, Settings, from_environment
-from devcluster import launcher
+from devcluster import binaries, launcher
 from devcluster.errors import DevclusterError
 from devcluster.state import ClusterSpec
 from devcluster.testing import Cluster
@@ -128,7 +128,7 @@ def closing_words(spec: ClusterSpec, keep: bool, steps: show.Steps) -> None:
         metrics = f"/api/v1/namespaces/{OPERATOR_NAMESPACE}/services/{RELEASE}:metrics/proxy/metrics"
         show.line("The cluster is still running. Look further:", show.BOLD)
         show.block(
-            f'export KUBECONFIG="{spec.kubeconfig}" PATH="$({sys.executable} -m devcluster path):$PATH"\n'
+            f"alias kubectl='{binaries.binary('kubectl')} --kubeconfig={spec.kubeconfig}'\n"
             f"kubectl describe ptj {TUNED}\n"
             f"kubectl logs {TUNED}-master-0\n"
             f"kubectl get --raw {metrics} | grep posttraining_\n"
