@@ -15,7 +15,7 @@ LONG = {"maxSteps": 100000, "batchSize": 32}
 @pytest.fixture(scope="module")
 def submitted(bench: Bench) -> Bench:
     """Everything that waits for something, and everything that ends by the clock."""
-    bench.claim("small", size_limit="3Mi")
+    bench.claim("small", size_limit="1Mi")
     bench.apply(
         job("no-claim", storage={"claimName": "later"}),
         job("no-data-claim", data={"train": [{"uri": "pvc://nowhere/text.jsonl"}]}),
@@ -59,7 +59,7 @@ def test_the_startup_deadline_ends_the_waiting(submitted: Bench) -> None:
     assert (status["state"], status["reason"]) == ("Failed", "StartupTimeout")
 
 
-def test_the_deadline_stops_and_saves(submitted: Bench) -> None:
+def test_the_deadline_ends_the_job(submitted: Bench) -> None:
     status = submitted.finished("deadline")
     assert (status["state"], status["reason"]) == ("Failed", "DeadlineExceeded")
     assert "25" in status["message"]
