@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from devcluster import gobuild
 from devcluster.errors import DevclusterError
 
 MODULE = Path(__file__).parent
@@ -88,17 +89,10 @@ def _ldflags() -> str:
     return "-s -w " + " ".join(f"-X {prefix}{key}={value}" for key, value in values.items())
 
 
-def _build_one(go: str, name: str, folder: Path) -> None:
-    target = folder / name
+def _build_one(go: str, name: str, folder: Path, say: Callable[[str], None]) -> None:
     partial = folder / f".{name}.{os.getpid()}"
-    command = [go, "build", "-trimpath", "-ldflags", _ldflags(), "-o", str(partial), PACKAGES[name]]
-    # CGO_ENABLED=0: static binaries, no C compiler needed.
-    result = subprocess.run(
-        command, cwd=MODULE, env={**os.environ, "CGO_ENABLED": "0"}, capture_output=True, text=True, check=False
-    )
-    if result.returncode != 0:
-        raise DevclusterError(f"building {name} ({PACKAGES[name]}) failed:\n{result.stderr[-3000:]}")
-    partial.rename(target)
+    gobuild.build(go, MODULE, gobuild.Target(name, PACKAGES[name], partial, _ldflags()), say)
+    partial.rename(folder / name)
 
 
 def _copy_manifests(go: str, name: str) -> None:
@@ -118,7 +112,11 @@ def _missing(names: Iterable[str]) -> list[str]:
     return [name for name in names if not binary(name).exists() or (name in MANIFESTS and not manifests(name).exists())]
 
 
-def ensure(names: Iterable[str], say: Callable[[str], None] = print) -> Path:
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def ensure(names: Iterable[str], say: Callable[[str], None] = _print) -> Path:
     """Build what is missing of `names`, one process at a time per cache folder; return the folder of the binaries."""
     folder = bin_folder()
     wanted = list(names)
@@ -134,7 +132,7 @@ def ensure(names: Iterable[str], say: Callable[[str], None] = print) -> Path:
             started = time.monotonic()
             go = find_go()
             if not binary(name).exists():
-                _build_one(go, name, folder)
+                _build_one(go, name, folder, say)
             if name in MANIFESTS:
                 _copy_manifests(go, name)
             say(f"  {position}/{len(todo)} {name}: {time.monotonic() - started:.0f} s")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cryptography import x509
 
-from devcluster import binaries, launcher, state
+from devcluster import binaries, gobuild, launcher, state
 from devcluster.certificates import Authority, Subject, write_kubeconfig
 from devcluster.errors import DevclusterError
 from devcluster.execstream import status_message
@@ -49,12 +49,22 @@ def test_without_go_the_next_step_is_named(monkeypatch, tmp_path):
 
 def test_a_failed_build_shows_the_compilers_words(monkeypatch, tmp_path):
     monkeypatch.setenv("POSTTRAIN_DEVCLUSTER_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "go").write_text("#!/bin/sh\necho no such package >&2; exit 1\n")
+    (tmp_path / "go").write_text('#!/bin/sh\n[ "$1" = list ] && exit 0\necho no such package >&2; exit 1\n')
     (tmp_path / "go").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(DevclusterError, match=r"building etcd .*\n.*no such package"):
         binaries.ensure(["etcd"])
     assert not binaries.binary("etcd").exists()
+
+
+def test_a_long_build_says_how_far_it_is(monkeypatch, tmp_path):
+    (tmp_path / "go").write_text('#!/bin/sh\nif [ "$1" = list ]; then echo a; echo b; else echo a >&2; fi\n')
+    (tmp_path / "go").chmod(0o755)
+    monkeypatch.setattr(gobuild, "LINE_SECONDS", 0.0)
+    said = []
+    target = gobuild.Target("etcd", "example.org/etcd", tmp_path / "etcd", "")
+    gobuild.build(str(tmp_path / "go"), tmp_path, target, said.append)
+    assert said == ["    etcd: 1 of at most 2 packages"]
 
 
 def test_certificates_chain_and_name(tmp_path):
