@@ -188,10 +188,13 @@ class Checkpoints:
         )
 
 
+_TORCH_WRITE_ERRORS = ("inline_container", "iostream error")
+
+
 def _storage_full(error: Exception, root: Path) -> TrainerFailure | None:
     """The failure where `error` is of a full storage; torch.save hides the error number and names its own source
-    file."""
-    hidden = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    file, or, where the file system fails while the file is closed, only the stream."""
+    hidden = isinstance(error, RuntimeError) and any(part in str(error) for part in _TORCH_WRITE_ERRORS)
     if not hidden and classify(error)[0] is not Reason.STORAGE_FULL:
         return None
     free = shutil.disk_usage(root).free
