@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,8 @@ def test_broken_lines_have_their_place(tmp_path: Path) -> None:
     lines[18] = ""
     path = write_jsonl(tmp_path / "train.jsonl", lines)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b'{"text": "\xff"}\n' + b"[" * 5000 + b"\n")
+    with path.open("ab") as file:
+        file.write(b'{"n": ' + b"1" * 5000 + b"}\n")
     (file,) = list_files(path, "pvc://d/train.jsonl")
     broken = {str(record.place): record for record in read(file) if isinstance(record, Broken)}
     assert broken["train.jsonl line 17"].detail == "broken JSON: Expecting ',' delimiter at column 14"
@@ -58,6 +61,7 @@ def test_broken_lines_have_their_place(tmp_path: Path) -> None:
         "train.jsonl line 18": "NotAnObject",
         "train.jsonl line 21": "BrokenJSON",
         "train.jsonl line 22": "BrokenJSON",
+        "train.jsonl line 23": "BrokenJSON",
     }
 
 
@@ -106,6 +110,43 @@ def test_unreadable_sources(tmp_path: Path, name: str, content: bytes | None, re
     failure = _refusal(path)
     assert failure.reason is reason
     assert part in failure.message
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
+def test_torn_pages_are_no_error_of_ours(tmp_path: Path, kind: str) -> None:
+    """What the header promises and the pages do not hold shows only while rows are read."""
+    path = _write(tmp_path / "data", kind)
+    content = bytearray(path.read_bytes())
+    if kind == "parquet":
+        first = pq.ParquetFile(path).metadata.row_group(0).column(0)
+        content[first.data_page_offset + 20 : first.data_page_offset + 120] = b"\xff" * 100
+    else:
+        content = content[: len(content) // 2]
+    path.write_bytes(bytes(content))
+    (file,) = list_files(path, "x")
+    with pytest.raises(TrainerFailure, match=f"{path.name}: not a readable") as caught:
+        list(read(file))
+    assert caught.value.reason is Reason.DATASET_SCHEMA_INVALID
+
+
+def test_a_string_that_is_no_utf8_is_one_bad_row(tmp_path: Path) -> None:
+    """Arrow takes any bytes for a string."""
+    values = [f"row {i}".encode() for i in range(300)]
+    values[16] = b"\xff\xfe"
+    pq.write_table(pa.table({"text": pa.array(values, pa.binary()).view(pa.string())}), tmp_path / "x.parquet")
+    (file,) = list_files(tmp_path / "x.parquet", "x")
+    found = list(read(file))
+    assert [str(record.place) for record in found if isinstance(record, Broken)] == ["x.parquet row 17"]
+    assert [record.values for record in found if isinstance(record, Row)] == [
+        {"text": f"row {i}"} for i in range(300) if i != 16
+    ]
+
+
+def test_a_name_that_is_no_unicode_can_be_said(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")).write_text("{")
+    (file,) = list_files(tmp_path, "x")
+    (broken,) = read(file)
+    assert str(broken.place).encode() == b"caf\\udce9.jsonl line 1"
 
 
 _MEASURE = """

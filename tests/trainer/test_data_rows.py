@@ -89,6 +89,8 @@ def test_good_rows() -> None:
         ({"prompt": [USER], "completion": "b"}, Kind.PAIR, "WrongType", "both be strings or both lists"),
         ({"prompt": [USER], "completion": [ANSWER, ANSWER]}, Kind.PAIR, "WrongType", "one assistant message, it has 2"),
         ({"text": " \n"}, Kind.TEXT, "EmptyText", "text is empty"),
+        ({"text": "a \ud83d"}, Kind.TEXT, "NotUnicode", r"text has half a surrogate pair, '\ud83d', at character 3"),
+        ({"prompt": "a", "compl\ud83d": "b"}, Kind.PAIR, "MissingColumn", r"the row has: compl\ud83d, prompt"),
         ({"messages": []}, Kind.MESSAGES, "WrongType", "at least one message"),
         ({"messages": ["hi"]}, Kind.MESSAGES, "WrongType", "messages[0] must be an object"),
         ({"messages": [{"role": "user", "content": None}]}, Kind.MESSAGES, "WrongType", "messages[0].content"),
@@ -104,7 +106,7 @@ def test_bad_rows_say_why(values: dict[str, Any], kind: Kind, reason: str, part:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(), max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner),
     max_leaves=8,
 )

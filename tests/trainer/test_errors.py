@@ -47,6 +47,19 @@ def test_storage_message_names_the_path() -> None:
     assert classify(OSError(errno.ENOSPC, "No space left on device", "/storage/x"))[1].startswith("/storage/x: ")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        TrainerFailure(Reason.DATASET_NOT_FOUND, "caf\udce9.jsonl: not there"),
+        FileNotFoundError(errno.ENOENT, "No such file", "caf\udce9.jsonl"),
+        OSError(errno.ENOSPC, "No space left on device", "caf\udce9.jsonl"),
+    ],
+)
+def test_a_name_that_is_no_unicode_leaves_a_record_all_the_same(error: Exception, tmp_path: Path) -> None:
+    write_end(tmp_path, failed(0, error))
+    assert r"caf\udce9.jsonl" in read_ends(tmp_path, [0])[0].message
+
+
 def test_ends_round_trip_and_first_word_holds(tmp_path: Path) -> None:
     write_end(tmp_path, failed(1, TrainerFailure(Reason.NON_FINITE, "NaN"), step=3))
     write_end(tmp_path, preempted(1, "saved", step=4))

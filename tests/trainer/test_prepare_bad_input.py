@@ -100,6 +100,13 @@ BAD_DATA: list[tuple[str, Callable[[], list[Any]], dict[str, Any], Reason, list[
         ["(20.0%)", "tooLongMaxFraction allows 10.0%", "line 5"],
     ),
     (
+        "bad after many too long ones",
+        lambda: [*[{"prompt": "a", "completion": "one " * 30}] * 1001, *pairs(5), {"prompt": "what?"}],
+        {"too_long_max_fraction": 1.0, "max_length": 24},
+        Reason.DATA_ROWS_REJECTED,
+        ["train.jsonl line 1007: no completion", "MissingColumn 1"],
+    ),
+    (
         "too long, Fail",
         lambda: [*pairs(40), {"prompt": "a", "completion": "one " * 100}],
         {"too_long": "Fail"},

@@ -182,6 +182,16 @@ def test_one_bad_row_stops_no_batch() -> None:
     assert "not this" in str(outcomes[1])
 
 
+def test_half_a_surrogate_pair_in_a_chat_is_refused() -> None:
+    """No tokenizer takes it; `\\ud83d` alone is valid JSON."""
+    words = vocabulary(CHATML)
+    bad, good = Chat((user("a \ud83d"),), answer("b")), Chat((user("a"),), answer("b"))
+    outcomes = Tokeniser(words, Limits(512, "Skip"), "Auto").encode([bad, good])
+    assert isinstance(outcomes[0], RowRefused)
+    assert outcomes[0].reason == "NotUnicode"
+    assert isinstance(outcomes[1], Encoded)
+
+
 def test_double_bos() -> None:
     tokenizer = small_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<s>"})

@@ -42,7 +42,7 @@ class TrainerFailure(Exception):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-        self.message = message
+        self.message = printable(message)
 
 
 def classify(error: BaseException) -> tuple[Reason, str]:
@@ -58,7 +58,13 @@ def classify(error: BaseException) -> tuple[Reason, str]:
 
 def describe(error: BaseException) -> str:
     """`Type: text`, bounded."""
-    return f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
+    return printable(f"{type(error).__name__}: {error}")[:MAX_MESSAGE]
+
+
+def printable(text: str) -> str:
+    r"""With `\udcff` spelled out where it is no Unicode: a file's name or a JSON string may have halves of surrogate
+    pairs, and no log, record or termination message takes them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -86,7 +92,7 @@ def _by_type(error: BaseException) -> Reason | None:
 def _message(reason: Reason, error: BaseException) -> str:
     if reason is Reason.STORAGE_FULL:
         where = getattr(error, "filename", None)
-        place = f"{where}: " if where else ""
+        place = printable(f"{where}: ") if where else ""
         advice = "storage cannot be written. Enlarge or empty the claim or lower checkpoint.keepLast, then run it anew."
         return f"{place}{advice} {describe(error)}"[:MAX_MESSAGE]
     if reason is Reason.ACCELERATOR_OUT_OF_MEMORY:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.errors import TrainerFailure, printable
 from posttrain_trainer.nearest import nearest_names
 
 FORMATS = {
@@ -78,7 +79,7 @@ def list_files(path: Path, uri: str, wanted: str = "Auto") -> list[DataFile]:
     format is unknown. Hidden files and folders are passed over.
     """
     if path.is_file():
-        return [DataFile(path, path.name, _format(path, uri, wanted))]
+        return [DataFile(path, printable(path.name), _format(path, uri, wanted))]
     if not path.is_dir():
         raise TrainerFailure(Reason.DATASET_NOT_FOUND, f"{uri}: {path} does not exist. {nearest_names(path)}")
     found = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file.relative_to(path))]
@@ -90,7 +91,7 @@ def list_files(path: Path, uri: str, wanted: str = "Auto") -> list[DataFile]:
             Reason.DATASET_NOT_FOUND,
             f"{uri}: no data file ({kinds}; format {wanted}) in the folder {path}; it has: {listed}. Correct the path.",
         )
-    return [DataFile(file, str(file.relative_to(path)), FORMATS[file.suffix]) for file in files]
+    return [DataFile(file, printable(str(file.relative_to(path))), FORMATS[file.suffix]) for file in files]
 
 
 def read(file: DataFile) -> Iterator[Row | Broken]:
@@ -142,13 +143,15 @@ def _parse_line(line: bytes, place: Place) -> Row | Broken:
         return Broken(place, "BrokenJSON", f"broken JSON: {error.msg} at column {error.colno}", len(line))
     except RecursionError:
         return Broken(place, "BrokenJSON", "broken JSON: nested too deeply", len(line))
+    except ValueError as error:  # a number with thousands of digits
+        return Broken(place, "BrokenJSON", f"broken JSON: {error}", len(line))
     if not isinstance(value, dict):
         return Broken(place, "NotAnObject", f"a JSON {type(value).__name__}, not an object", len(line))
     return Row(place, value, len(line))
 
 
-def _read_parquet(file: DataFile) -> Iterator[Row]:
-    try:
+def _read_parquet(file: DataFile) -> Iterator[Row | Broken]:
+    with _readable(file):
         # Read, not mapped, and one row group after the other: pages of a map and what is decoded ahead would stay.
         table = pq.ParquetFile(file.path, memory_map=False, pre_buffer=False)
         size = file.path.stat().st_size // max(1, table.metadata.num_rows)
@@ -157,36 +160,55 @@ def _read_parquet(file: DataFile) -> Iterator[Row]:
         )
         batches = itertools.chain.from_iterable(groups)
         yield from _rows_of(file, batches, size)
-    except pa.ArrowInvalid as error:
-        raise _unreadable(file, error) from error
 
 
-def _read_arrow(file: DataFile) -> Iterator[Row]:
+def _read_arrow(file: DataFile) -> Iterator[Row | Broken]:
     """Both of Arrow's framings: the file format and the stream that `datasets` writes."""
-    try:
-        with pa.memory_map(str(file.path)) as source:
-            try:
-                reader = pa.ipc.open_file(source)
-                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-            except pa.ArrowInvalid:
-                source.seek(0)
-                batches = iter(pa.ipc.open_stream(source))
-            yield from _rows_of(file, batches, 0)
-    except pa.ArrowInvalid as error:
-        raise _unreadable(file, error) from error
+    with _readable(file), pa.memory_map(str(file.path)) as source:
+        try:
+            reader = pa.ipc.open_file(source)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        except pa.ArrowInvalid:
+            source.seek(0)
+            batches = iter(pa.ipc.open_stream(source))
+        yield from _rows_of(file, batches, 0)
 
 
-def _rows_of(file: DataFile, batches: Iterator[pa.RecordBatch], size: int) -> Iterator[Row]:
+def _rows_of(file: DataFile, batches: Iterator[pa.RecordBatch], size: int) -> Iterator[Row | Broken]:
     number = 0
     for batch in batches:
         # A batch of an Arrow file may hold the whole file: only slices become Python objects.
         for start in range(0, batch.num_rows, BATCH_ROWS):
-            for values in batch.slice(start, BATCH_ROWS).to_pylist():
+            for values in _values(batch.slice(start, BATCH_ROWS)):
                 number += 1
-                yield Row(Place(file.name, "row", number), values, size)
+                place = Place(file.name, "row", number)
+                if isinstance(values, UnicodeDecodeError):
+                    yield Broken(place, "NotUnicode", f"a string is not UTF-8: {values.reason}", size)
+                else:
+                    yield Row(place, values, size)
 
 
-def _unreadable(file: DataFile, error: Exception) -> TrainerFailure:
-    return TrainerFailure(
-        Reason.DATASET_SCHEMA_INVALID, f"{file.name}: not a readable {file.format} file: {error}. Write it again."
-    )
+def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | UnicodeDecodeError]:
+    """The rows; the error instead of one with a string that is no UTF-8 (Arrow does not look into strings)."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [error]
+        return [value for row in range(batch.num_rows) for value in _values(batch.slice(row, 1))]
+
+
+@contextmanager
+def _readable(file: DataFile) -> Iterator[None]:
+    """DatasetSchemaInvalid where the file is torn or no such file. What the system cannot read (an error number) may
+    be tried again, and so may a want of memory."""
+    try:
+        yield
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise TrainerFailure(
+            Reason.DATASET_SCHEMA_INVALID, f"{file.name}: not a readable {file.format} file: {error}. Write it again."
+        ) from error

@@ -20,6 +20,7 @@ from posttrain_trainer.data.tokenise import TOO_LONG, Encoded
 from posttrain_trainer.errors import TrainerFailure
 
 MAX_EXAMPLES = 1000
+"""Of too long rows, and as many again of bad ones: one sort must not crowd out the other."""
 SHOWN = 3
 ROWS_AFTER_FIRST_BAD = 10_000
 """Under policy Fail the job is lost at the first bad row: so many more are read to make the report useful."""
@@ -45,9 +46,11 @@ class Tally:
         """Counts a row that is not used."""
         self.rows += 1
         self.refused[refusal.reason] += 1
-        if refusal.reason != TOO_LONG and self.first_bad_row is None:
+        too_long = refusal.reason == TOO_LONG
+        if not too_long and self.first_bad_row is None:
             self.first_bad_row = self.rows
-        if len(self.first) < MAX_EXAMPLES:
+        alike = self.refused[TOO_LONG] if too_long else self.refused.total() - self.refused[TOO_LONG]
+        if alike <= MAX_EXAMPLES:
             self.first.append((place, refusal))
 
     def use(self, encoded: Encoded) -> None:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.errors import TrainerFailure, printable
 
 LossOn = Literal["Auto", "Completion", "All"]
 Message = dict[str, Any]
@@ -44,7 +44,7 @@ class RowRefused(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = printable(detail)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,20 @@ def _string(value: Any, name: str, empty: str | None = None) -> str:
         raise RowRefused("WrongType", f"{name} must be a string, it is {_shown(value)}")
     if empty and not value.strip():
         raise RowRefused(empty, f"{name} is empty: there is nothing to learn")
+    require_unicode(value, name)
     return value
+
+
+def require_unicode(text: str, name: str) -> None:
+    r"""RowRefused where the text has half a surrogate pair, as JSON can spell it (`\ud83d` alone): no tokenizer takes
+    it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise RowRefused(
+            "NotUnicode", f"{name} has half a surrogate pair, {half}, at character {error.start + 1}"
+        ) from error
 
 
 def _shown(value: Any) -> str:

@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain_trainer.data.rows import LossOn, Pair, Parsed, RowRefused, Text
+from posttrain_trainer.data.rows import LossOn, Pair, Parsed, RowRefused, Text, require_unicode
 from posttrain_trainer.data.vocabulary import Vocabulary
 from posttrain_trainer.prepared import Example
 
@@ -72,7 +72,11 @@ class Tokeniser:
 
     def _render(self, row: Parsed) -> _Texts | RowRefused:
         try:
-            return self._texts(row)
+            texts = self._texts(row)
+            require_unicode(texts.full, "the row")
+            return texts
+        except RowRefused as refusal:
+            return refusal
         except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
             # Templates call raise_exception, and fail on fields that they expect: all of it is about this row.
             return RowRefused("TemplateError", f"the chat template fails on this row: {error}")
