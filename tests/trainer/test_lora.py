@@ -14,9 +14,9 @@ from posttrain_trainer.lora import adapter_size, add_adapter
 from posttrain_trainer.model import check_head, count
 
 
-def _model() -> transformers.PreTrainedModel:
+def _model(tied: bool = False) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(Shape().config(), dtype=torch.float32)
+    return transformers.AutoModelForCausalLM.from_config(Shape(tied=tied).config(), dtype=torch.float32)
 
 
 def _lora(*targets: str) -> LoraConfig:
@@ -50,9 +50,19 @@ def test_seed_alone_draws_the_adapter() -> None:
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_no_such_module() -> None:
-    with pytest.raises(TrainerFailure, match=r"targetModules.*no_such_layer") as caught:
-        add_adapter(_model(), _lora("no_such_layer"), seed=0)
+@pytest.mark.parametrize("targets", [("no_such_layer",), ("q_proj", "no_such_layer")])
+def test_no_such_module(targets: tuple[str, ...]) -> None:
+    with pytest.raises(TrainerFailure, match=r"targetModules.*'no_such_layer'") as caught:
+        add_adapter(_model(), _lora(*targets), seed=0)
+    assert caught.value.reason is Reason.MODEL_INCOMPATIBLE
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_tied_embeddings_take_no_adapter(target: str) -> None:
+    """Merged, it would move the other of the two as well."""
+    assert count(add_adapter(_model(), _lora("q_proj", target), seed=0)).trainable > 0
+    with pytest.raises(TrainerFailure, match="are tied") as caught:
+        add_adapter(_model(tied=True), _lora("q_proj", target), seed=0)
     assert caught.value.reason is Reason.MODEL_INCOMPATIBLE
 
 

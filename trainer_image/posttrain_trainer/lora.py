@@ -21,11 +21,14 @@ ALL_LINEAR = "all-linear"
 
 
 def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
-    """The model with a new adapter, drawn from `seed` alike on every rank. TrainerFailure where no module matches.
+    """The model with a new adapter, drawn from `seed` alike on every rank. TrainerFailure where a name matches no
+    module, or one whose weights another has too.
 
     Adapter weights keep the base's type: ZeRO holds the fp32 masters, and mixed types break its gathers.
     """
     targets: Any = ALL_LINEAR if config.target_modules == (ALL_LINEAR,) else list(config.target_modules)
+    if targets != ALL_LINEAR:
+        _check_names(model, targets)
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -38,12 +41,32 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
         try:
             adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
         except ValueError as error:
-            raise TrainerFailure(
-                Reason.MODEL_INCOMPATIBLE,
-                f"spec.lora.targetModules: {list(config.target_modules)} does not fit this model ({error}). "
-                f"Name its linear layers, or use [{ALL_LINEAR}].",
-            ) from error
+            raise _misfit(f"{list(config.target_modules)} does not fit this model ({error})") from error
+    _check_tied(adapted)
     return adapted
+
+
+def _check_names(model: nn.Module, targets: list[str]) -> None:
+    """peft is content when one of the names is there."""
+    modules = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in modules):
+            raise _misfit(f"no module of this model is called {target!r}")
+
+
+def _check_tied(adapted: Any) -> None:
+    """An adapter merged into one of two tied weights would change the other too: a model that was never trained."""
+    base = adapted.get_base_model()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if ends[0].weight is ends[1].weight and any(isinstance(end, peft.tuners.lora.LoraLayer) for end in ends):
+        raise _misfit("input and output embeddings of this model are tied, neither can have an adapter of its own")
+
+
+def _misfit(what: str) -> TrainerFailure:
+    return TrainerFailure(
+        Reason.MODEL_INCOMPATIBLE,
+        f"spec.lora.targetModules: {what}. Name linear layers of the model's body, or use [{ALL_LINEAR}].",
+    )
 
 
 def adapter_size(model: nn.Module, rank: int) -> int:
