@@ -7,9 +7,10 @@ here, because Kubernetes cuts a termination message at 4 KiB and a cut JSON says
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from posttrain_api.base import Model
 from posttrain_api.reasons import Reason
@@ -20,24 +21,37 @@ MAX_REPORT_BYTES = 16384
 MAX_METRICS = 32
 
 
+def _check_time(text: str) -> str:
+    if "T" not in text or datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("must be RFC 3339 with a time zone, e.g. 2026-01-31T12:00:00Z")
+    return text
+
+
+# What is said here is copied into the status: what its schema refuses would keep the whole status from being written.
+Whole = Annotated[int, Field(ge=0, le=2**62)]
+Rank = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Time = Annotated[str, Field(max_length=40), AfterValidator(_check_time)]
+Refusals = Annotated[dict[Annotated[str, Field(max_length=64)], Whole], Field(max_length=32)]
+
+
 class Checkpoint(Model):
     """A committed checkpoint. `time` is RFC 3339 in UTC; `digest` is that of its manifest."""
 
-    step: int = Field(ge=0)
-    time: str = Field(max_length=40)
+    step: Whole
+    time: Time
     uri: str = Field(max_length=1024)
-    size_bytes: int = Field(ge=0)
+    size_bytes: Whole
     digest: str = Field(max_length=80)
 
 
 class DataReport(Model):
     """What became of the rows: `rows` read, `used` to train, refused ones by reason, tokens in the training set."""
 
-    rows: int = Field(ge=0)
-    used: int = Field(ge=0)
-    refused_by_reason: dict[str, int] = Field(default_factory=dict, max_length=32)
-    tokens: int = Field(ge=0)
-    counted_tokens: int = Field(default=0, ge=0)
+    rows: Whole
+    used: Whole
+    refused_by_reason: Refusals = Field(default_factory=dict)
+    tokens: Whole
+    counted_tokens: Whole = 0
     """Tokens with loss on them."""
 
 
@@ -45,13 +59,13 @@ class Resolved(Model):
     """What the plan left Auto and `prepare` settled; also the model's pinned revision and parameter counts."""
 
     zero_stage: int = Field(ge=0, le=3)
-    warmup_steps: int = Field(ge=0)
-    total_steps: int = Field(ge=1)
+    warmup_steps: Whole
+    total_steps: Whole = Field(ge=1)
     precision: str = Field(max_length=16)
     attention: str = Field(max_length=32)
     revision: str | None = Field(default=None, max_length=80)
-    parameters: int = Field(default=0, ge=0)
-    trainable_parameters: int = Field(default=0, ge=0)
+    parameters: Whole = 0
+    trainable_parameters: Whole = 0
 
 
 class Output(Model):
@@ -63,7 +77,7 @@ class Output(Model):
     uri: str = Field(max_length=1024)
     digest: str = Field(max_length=80)
     format: Literal["safetensors", "peft"]
-    size_bytes: int = Field(ge=0)
+    size_bytes: Whole
 
 
 class Success(Model):
@@ -71,7 +85,7 @@ class Success(Model):
 
     kind: Literal["success"] = "success"
     output: Output
-    step: int = Field(ge=0)
+    step: Whole
     metrics: dict[str, float] = Field(default_factory=dict)
     checkpoint: Checkpoint | None = None
     data_report: DataReport | None = None
@@ -84,10 +98,10 @@ class Failure(Model):
     kind: Literal["failure"] = "failure"
     reason: Reason
     message: str
-    rank: int | None = None
-    step: int | None = None
+    rank: Rank | None = None
+    step: Whole | None = None
     exit_code: int
-    signal: int | None = None
+    signal: int | None = Field(default=None, ge=0, le=128)
     log_tail: str | None = None
     time: str | None = None
     """RFC 3339, UTC, of the first sign of the failure: the first failing rank in time is the cause."""
@@ -102,7 +116,7 @@ def parse_termination(text: str | None) -> Success | Failure | None:
         return None
     try:
         return _LAST_WORD.validate_python(json.loads(text))
-    except (ValueError, ValidationError):
+    except (ValueError, ValidationError, RecursionError):  # a few thousand brackets are too deep for the parser
         return None
 
 
@@ -144,11 +158,11 @@ class Report(Model):
     """
 
     phase: Phase
-    step: int = Field(default=0, ge=0)
-    total_steps: int | None = Field(default=None, ge=1)
+    step: Whole = 0
+    total_steps: Whole | None = Field(default=None, ge=1)
     epoch: float | None = Field(default=None, ge=0)
-    eta_seconds: int | None = Field(default=None, ge=0)
-    slowest_rank: int | None = Field(default=None, ge=0)
+    eta_seconds: Whole | None = None
+    slowest_rank: Rank | None = None
     metrics: dict[str, float] = Field(default_factory=dict, max_length=MAX_METRICS)
     last_advance_time: str | None = Field(default=None, max_length=40)
     checkpoint: Checkpoint | None = None

@@ -18,7 +18,7 @@ from posttrain_operator.plan.build import dependencies
 from posttrain_operator.plan.types import Parent
 
 UNKNOWN_UID = "uid"
-
+_NEVER = "1970-01-01T00:00:00Z"
 
 Level = Literal["error", "warning", "note"]
 
@@ -55,7 +55,7 @@ def _placeholder(name: str, job: Job | None) -> Parent:
         uri=f"{folder}/{names.OUTPUT_DIR}", digest="sha256:", format="peft" if adapter else "safetensors", size_bytes=0
     )
     checkpoint = Checkpoint(
-        step=0, time="", uri=f"{folder}/{names.CHECKPOINTS_DIR}/last", size_bytes=0, digest="sha256:"
+        step=0, time=_NEVER, uri=f"{folder}/{names.CHECKPOINTS_DIR}/last", size_bytes=0, digest="sha256:"
     )
     return Parent(name, UNKNOWN_UID, job.spec.stage if job else "", output, checkpoint)
 

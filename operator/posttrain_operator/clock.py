@@ -11,14 +11,14 @@ def render(moment: datetime) -> str:
 
 
 def parse(text: str | None) -> datetime | None:
-    """A moment in UTC; None for nothing and for what is not RFC 3339."""
+    """A moment in UTC; None for nothing, for what is not RFC 3339, and for what UTC has no year for."""
     if not text:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         return None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def seconds_since(text: str | None, now: datetime) -> float | None:

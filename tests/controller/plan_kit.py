@@ -23,7 +23,9 @@ def job(changes: Mapping[str, Any] | None = None) -> Job:
 def parent(name: str = "base", kind: Literal["safetensors", "peft"] = "safetensors", saved: bool = True) -> Parent:
     """A finished job."""
     folder = f"pvc://parent-claim/{name}/u0"
-    checkpoint = Checkpoint(step=9, time="", uri=f"{folder}/checkpoints/step-9", size_bytes=1, digest="sha256:1")
+    checkpoint = Checkpoint(
+        step=9, time="2026-01-01T00:00:00Z", uri=f"{folder}/checkpoints/step-9", size_bytes=1, digest="sha256:1"
+    )
     output = Output(uri=f"{folder}/output", digest="sha256:2", format=kind, size_bytes=1)
     return Parent(name, "u0", "Pretrain", output, checkpoint if saved else None)
 

@@ -25,6 +25,7 @@ _SHOWN = 80
 
 _STEP, _TOTAL, _EPOCH = "current_step", "total_steps", "current_epoch"
 """Names under which transformers' callback hides its position among the metrics."""
+_MOST_STEPS = 10**12
 
 
 class BodyError(ValueError):
@@ -73,8 +74,8 @@ def read_kubeflow(raw: bytes) -> Incoming:
     step, total, epoch = (numbers.pop(name, None) for name in (_STEP, _TOTAL, _EPOCH))
     report = Report(
         phase="Done" if percent == 100 else "Training",
-        step=max(0, int(step or 0)),
-        total_steps=int(total) if total and total >= 1 else None,
+        step=min(_MOST_STEPS, max(0, int(step or 0))),
+        total_steps=min(_MOST_STEPS, int(total)) if total and total >= 1 else None,
         epoch=epoch if epoch is not None and epoch >= 0 else None,
         eta_seconds=eta,
         metrics=dict(list(numbers.items())[:MAX_METRICS]),
