@@ -16,7 +16,7 @@ from posttrain_operator.actions import Actions, Create, Delete, Object, Patch
 from posttrain_operator.backends.configmaps import CA_FILE
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster import Cluster, Deletion
-from posttrain_operator.cluster.errors import AlreadyExists, Conflict, Forbidden, Invalid
+from posttrain_operator.cluster.errors import AlreadyExists, Conflict, Forbidden, Invalid, WebhookFailed
 from posttrain_operator.cluster.kinds import CONFIG_MAP, POD, PYTORCHJOB, Kind
 from posttrain_operator.facts import Found, Refusal
 from posttrain_operator.findings import Findings, Published
@@ -59,20 +59,26 @@ class Executor:
 
     async def _create(self, job: JobRecord, create: Create) -> bool:
         if create.upsert:
-            await self._cluster.apply(_KINDS[create.kind], job.key.namespace, create.body, _OBJECT_MANAGER)
-            self._findings.published[job.key] = Published(job.uid, create.body["data"][CA_FILE])
+            await self._publish(job, create)
             return True
         try:
             made = await self._cluster.create(_KINDS[create.kind], job.key.namespace, create.body)
         except AlreadyExists:
             return await self._note_taken(job, create)
-        except (Forbidden, Invalid) as error:
-            if create.kind is not Object.CHILD:
-                raise
-            self._findings.refusal.put(job.key, Refusal(error.status, error.message))
+        except (Forbidden, Invalid, WebhookFailed) as error:
+            self._findings.refusal.put(job.key, Refusal(error.status, error.message, create.kind))
             return False
         self._note_made(job.key, create, made)
         return True
+
+    async def _publish(self, job: JobRecord, create: Create) -> None:
+        """The CA bundle. Where it is refused the pods report to nobody, which disturbs no training."""
+        try:
+            await self._cluster.apply(_KINDS[create.kind], job.key.namespace, create.body, _OBJECT_MANAGER)
+        except (Forbidden, Invalid, WebhookFailed) as error:
+            log.warning("%s/%s: the CA bundle was refused, its pods cannot report: %s", *job.key, error)
+        else:
+            self._findings.published[job.key] = Published(job.uid, create.body["data"][CA_FILE])
 
     def _note_made(self, key: Key, create: Create, made: Mapping[str, Any]) -> None:
         if create.kind is Object.CHILD:

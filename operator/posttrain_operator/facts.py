@@ -103,10 +103,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Refusal:
-    """The API server's answer to our last try to create the child."""
+    """The API server's answer to our last try to create the child or its configuration; `kind`: which of the two."""
 
     status: int
     message: str
+    kind: str = "PyTorchJob"
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,6 @@ async def test_a_job_is_started_with_three_writes_and_events() -> None:
     [
         (Conflict, 409, "PATCH", "/status"),
         (ServerError, 500, "POST", "/pytorchjobs"),
-        (WebhookFailed, 500, "POST", "/pytorchjobs"),
         (Unavailable, 503, "POST", "/configmaps"),
         (Unavailable, 429, "GET", "/persistentvolumeclaims"),
         (NotFound, 404, "POST", "/pytorchjobs"),
@@ -148,14 +147,21 @@ async def test_our_own_bad_body_is_not_tried_again() -> None:
     assert rig.counter.errors.count("BadBody") == 1
 
 
-async def test_a_quota_on_the_child_stalls_the_job() -> None:
-    def refuse(method: str, path: str) -> ApiError | None:
-        taken = method == "POST" and "/pytorchjobs" in path
-        return Forbidden(403, "Forbidden", "exceeded quota: jobs") if taken else None
-
-    rig = Rig(Api(refuse))
+@pytest.mark.parametrize(
+    ("kind", "fragment", "error", "reason"),
+    [
+        ("PyTorchJob", "/pytorchjobs", Forbidden(403, "Forbidden", "exceeded quota: jobs"), "QuotaExceeded"),
+        ("ConfigMap", "/configmaps", Forbidden(403, "Forbidden", "exceeded quota: maps"), "QuotaExceeded"),
+        ("PyTorchJob", "/pytorchjobs", WebhookFailed(500, "", "failed calling webhook: refused"), "BackendMissing"),
+    ],
+)
+async def test_a_refused_creation_stalls_the_job(kind: str, fragment: str, error: ApiError, reason: str) -> None:
+    """And says so from the first moment: a job without a status explains nothing."""
+    rig = Rig(Api(lambda method, path: error if method == "POST" and fragment in path else None))
     await rig.work()
-    assert rig.status["reason"] == "QuotaExceeded"
+    assert (rig.status["reason"], rig.status["state"]) == (reason, "Pending")
+    assert f"refused the {kind}" in rig.status["message"]
+    assert {c["type"] for c in rig.status["conditions"] if c["status"] == "True"} == {"Validated", "Stalled"}
 
 
 async def test_a_child_that_is_ours_already_is_taken() -> None:

@@ -71,12 +71,13 @@ def _predecessor(job: JobFacts, seen: Observation) -> bool:
 
 
 def _denied(seen: Observation) -> Missing | None:
-    """The API server refused the child: a quota and a policy may change, so both are tried again."""
+    """The API server refused the child or its configuration: a quota, a policy or a webhook that is away may change, so
+    it is tried again."""
     if seen.refusal is None:
         return None
     reason = stalls.refusal_reason(seen.refusal.message)
     known = reason is not Reason.UNSCHEDULABLE
-    message = f"the API server refused the PyTorchJob ({seen.refusal.status}): {seen.refusal.message}"
+    message = f"the API server refused the {seen.refusal.kind} ({seen.refusal.status}): {seen.refusal.message}"
     return Missing(reason if known else Reason.BACKEND_MISSING, message)
 
 
