@@ -2,7 +2,7 @@
 
 Ranks × ZeRO stages × micro-batch splits × full or LoRA, in fp32 under SGD without clipping (Adam and clipping hide
 a wrong scale of the loss), each against plain torch on the whole batch at once: loss and gradient norm to 1e-6, the
-update to 1e-5 of its length.
+update to 1e-5 of its length. A few cells clip: to the same length at every stage, whoever does it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ CHUNKED = [
     f"{tuning}-z{zero}-cut-chunked"
     for tuning, zero in (("Full", 0), ("Full", 3), ("LoRA", 2), ("Tied", 3), ("Tied", 2))
 ]
-NAMES = [*GRID, *CHUNKED, "Tied-z0-whole", "Tied-z3-single"]
+CLIPPED = [f"Clipped-z{zero}-cut" for zero in range(4)]
+CLIP = 0.5
+"""Below the norms of all steps, which are above 1."""
+NAMES = [*GRID, *CHUNKED, *CLIPPED, "Tied-z0-whole", "Tied-z3-single"]
 
 
 def _make(root: Path, name: str) -> None:
@@ -47,7 +50,7 @@ def _make(root: Path, name: str) -> None:
         training__learning_rate=RATE,
         training__schedule="Constant",
         training__warmup_steps=0,
-        training__max_grad_norm=0.0,
+        training__max_grad_norm=CLIP if kind == "Clipped" else 0.0,
     )
     model = root / ("tied" if kind == "Tied" else "model")
     prepare(config, rows(ROWS), model_dir=str(model), tokenizer_dir=str(model))
@@ -71,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.fixture(scope="module")
 def references(runs: dict[int, Path]) -> dict[str, Any]:
-    return {kind: _plain(runs[1], kind) for kind in ("Full", "LoRA", "Tied")}
+    return {kind: _plain(runs[1], kind) for kind in ("Full", "LoRA", "Tied", "Clipped")}
 
 
 def _plain(root: Path, kind: str) -> dict[str, Any]:
@@ -95,6 +98,9 @@ def _plain(root: Path, kind: str) -> dict[str, Any]:
         loss.backward()
         norm = torch.sqrt(sum((p.grad.double() ** 2).sum() for p in learning.values()))
         lines.append({"loss": float(loss.detach()), "grad_norm": float(norm)})
+        if kind == "Clipped":
+            assert norm > 2 * CLIP
+            torch.nn.utils.clip_grad_norm_(learning.values(), CLIP)
         with torch.no_grad():
             for parameter in learning.values():
                 parameter -= RATE * parameter.grad
