@@ -71,8 +71,9 @@ class Cache:
             self._tidy(pod.job)
 
     def pods(self, key: Key) -> tuple[PodRecord, ...]:
-        """Live pods and remembered ends, in order of name and uid."""
-        return tuple(sorted(self._pods.get(key, {}).values(), key=lambda pod: (pod.name, pod.uid)))
+        """Live pods of the job's PyTorchJob and their remembered ends, in order of name and uid."""
+        owned = (pod for pod in self._pods.get(key, {}).values() if pod.owned)
+        return tuple(sorted(owned, key=lambda pod: (pod.name, pod.uid)))
 
     def all_pods(self) -> Iterable[PodRecord]:
         """Every live pod."""

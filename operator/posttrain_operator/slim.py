@@ -118,7 +118,13 @@ def pod_record(obj: Object) -> PodRecord | None:
         pod_reason=status.get("reason", ""),
         pod_message=status.get("message", ""),
         disruption=_disruption(conditions),
+        owned=_made_by(metadata, labels[names.LABEL_JOB_NAME]),
     )
+
+
+def _made_by(metadata: Object, job: str) -> bool:
+    owners: Iterable[Object] = metadata.get("ownerReferences") or ()
+    return any(o.get("controller") and (o.get("kind"), o.get("name")) == ("PyTorchJob", job) for o in owners)
 
 
 def _int(text: Any) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from posttrain_operator.cache import Cache
+from posttrain_operator.jobview import CacheView
 from posttrain_operator.records import Key
 from posttrain_operator.slim import child_record, job_record, pod_record
 
@@ -17,10 +20,14 @@ def job(version: int, uid: str = "u", parents: tuple[str, ...] = (), name: str =
     return job_record({"metadata": metadata, "spec": spec})
 
 
-def pod(uid: str, version: int, phase: str = "Running") -> Any:
+OWNER = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "job", "uid": "c", "controller": True}
+
+
+def pod(uid: str, version: int, phase: str = "Running", owner: dict[str, Any] | None = OWNER) -> Any:
     labels = {"posttrain.dev/job-name": "job", "posttrain.dev/job-uid": "u"}
     metadata = {"name": "p", "namespace": "ns", "uid": uid, "resourceVersion": str(version), "labels": labels}
-    return pod_record({"metadata": metadata, "status": {"phase": phase}})
+    owners = {"ownerReferences": [owner]} if owner else {}
+    return pod_record({"metadata": {**metadata, **owners}, "status": {"phase": phase}})
 
 
 def test_an_older_version_never_replaces_a_newer_one() -> None:
@@ -77,3 +84,23 @@ def test_dependents_follow_edits() -> None:
     cache.put_job(job(2, parents=("other",)))
     assert cache.dependents(Key("ns", "base")) == frozenset()
     assert cache.dependents(Key("ns", "other")) == {KEY}
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        None,
+        {**OWNER, "controller": False},
+        {**OWNER, "name": "another"},
+        {**OWNER, "apiVersion": "apps/v1", "kind": "ReplicaSet"},
+    ],
+)
+def test_a_pod_that_only_wears_the_jobs_labels_is_none_of_its_pods(owner: dict[str, Any] | None) -> None:
+    """Else it would count as a replaced pod and the gang would be restarted for it, again and again."""
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod("made", 2))
+    cache.put_pod(pod("dressed", 3, owner=owner))
+    assert [p.uid for p in cache.pods(KEY)] == ["made"]
+    assert CacheView(cache).pod_uids("ns", "job") == {"made"}
+    assert cache.versions("pods").keys() == {"made", "dressed"}
