@@ -94,6 +94,17 @@ def test_only_the_storage_is_mounted_to_write() -> None:
     assert writable == {"/storage", "/work", "/tmp", "/dev/shm"}
 
 
+def test_only_the_first_pod_which_fetches_gets_the_secrets() -> None:
+    child = pytorchjob.build(plan_of(), STATUS)
+    mounted = {
+        role: [
+            volume["secret"]["secretName"] for volume in pod_of(child, role)["spec"]["volumes"] if "secret" in volume
+        ]
+        for role in ("Master", "Worker")
+    }
+    assert mounted == {"Master": ["hf-token"], "Worker": []}
+
+
 def test_data_on_the_job_s_own_claim_is_mounted_beside_it() -> None:
     spec = pod_of(pytorchjob.build(plan_of(), STATUS))["spec"]
     paths = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}

@@ -7,6 +7,7 @@ changed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from posttrain_operator.backends.owned import metadata
@@ -22,7 +23,8 @@ def build(plan: Plan, status: StatusEndpoint | None) -> dict[str, Any]:
     nodes = plan.config.topology.nodes
     replicas = {"Master": _replica(1, pod_template(plan, status, metrics=True))}
     if nodes > 1:
-        replicas["Worker"] = _replica(nodes - 1, pod_template(plan, status, metrics=False))
+        # Only the first pod fetches, so only it has a use for the secrets.
+        replicas["Worker"] = _replica(nodes - 1, pod_template(replace(plan, secrets=()), status, metrics=False))
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
