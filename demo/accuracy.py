@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-NEW_TOKENS = 40
+NEW_TOKENS = 32
 SHOWN = 3
 
 
