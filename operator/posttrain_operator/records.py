@@ -113,6 +113,8 @@ class PodRecord:
     pod_message: str = ""
     disruption: str = ""
     """Reason of the DisruptionTarget condition."""
+    mounted: bool = False
+    """Whether its volumes are there: the kubelet makes the sandbox after them (PodReadyToStartContainers)."""
     owned: bool = False
     """Whether the job's PyTorchJob controls it. A pod that only wears the labels is none of the job's."""
     gone: bool = False

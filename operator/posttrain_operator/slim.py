@@ -118,6 +118,7 @@ def pod_record(obj: Object) -> PodRecord | None:
         pod_reason=status.get("reason", ""),
         pod_message=status.get("message", ""),
         disruption=_disruption(conditions),
+        mounted=(conditions.get("PodReadyToStartContainers") or {}).get("status") == "True",
         owned=_made_by(metadata, labels[names.LABEL_JOB_NAME]),
     )
 

@@ -185,6 +185,38 @@ def test_a_secret_that_cannot_be_mounted_shows_in_events() -> None:
     assert cluster.status["reason"] == "SecretNotFound"
 
 
+def test_a_secret_that_came_is_missed_no_more_while_its_image_is_pulled() -> None:
+    """Kubernetes keeps the Event for an hour; the pod itself says that its volumes are there."""
+    cluster = Cluster()
+    cluster.settle()
+    cluster.training_operator()
+    uid = cluster.uid("master")
+    cluster.notes = (Note(uid, "FailedMount", 'secret "hf" not found'),)
+    mounted = {"type": "PodReadyToStartContainers", "status": "True"}
+    pulling = {"name": "pytorch", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    cluster.pods[uid]["status"] = {"phase": "Pending", "conditions": [mounted], "containerStatuses": [pulling]}
+    cluster.settle()
+    assert cluster.condition("Stalled")["status"] == "False"
+
+
+def test_a_lost_configuration_is_made_again_with_the_child() -> None:
+    cluster = running_cluster()
+    del cluster.maps["job-config"]
+    cluster.forget()
+    for uid in list(cluster.pods):
+        cluster.vanish(uid)
+    cluster.training_operator()
+    message = 'MountVolume.SetUp failed for volume "config" : configmap "job-config" not found'
+    cluster.notes = (Note(cluster.uid("master"), "FailedMount", message),)
+    cluster.settle()
+    assert cluster.status["reason"] == "ConfigMapNotFound"
+    assert "kubectl delete pytorchjob job" in cluster.status["message"]
+    cluster.lose_child()
+    everybody(cluster)
+    assert "job-config" in cluster.maps
+    assert cluster.status["state"] == "Running"
+
+
 def relative(name: str, outcome: str = "", parents: tuple[str, ...] = ()) -> Relative:
     output = OUTPUT.to_wire() if outcome == "Succeeded" else None
     return Relative(name, f"{name}-uid", "Pretrain", outcome, "StorageFull", parents, output)

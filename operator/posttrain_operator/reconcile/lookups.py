@@ -57,7 +57,7 @@ def _over(seen: Observation) -> bool:
 
 
 def _hangs(pod: PodRecord, seen: Observation, now: datetime) -> bool:
-    waits = pod.phase == "Pending" and pod.node is not None and pod.waiting is None
+    waits = pod.phase == "Pending" and pod.node is not None and pod.waiting is None and not pod.mounted
     return waits and (clock.seconds_since(pod.created, now) or 0) >= seen.timing.mount
 
 

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from posttrain_api.reasons import Reason
 from posttrain_operator import clock
+from posttrain_operator.backends.owned import config_name
 from posttrain_operator.facts import JobFacts, Missing, Note, Observation
 from posttrain_operator.reconcile.attempt import AttemptView
 from posttrain_operator.records import PodRecord
@@ -46,7 +47,7 @@ def _waiting(job: JobFacts, pod: PodRecord) -> Missing | None:
         return _steady(
             job, Missing(Reason.IMAGE_PULL_FAILED, f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}")
         )
-    return not_found(pod.waiting.message) if pod.waiting.reason == "CreateContainerConfigError" else None
+    return not_found(pod.waiting.message, job.key.name) if pod.waiting.reason == "CreateContainerConfigError" else None
 
 
 def _steady(job: JobFacts, missing: Missing) -> Missing:
@@ -56,27 +57,30 @@ def _steady(job: JobFacts, missing: Missing) -> Missing:
     return Missing(missing.reason, last["message"]) if same and last.get("message") else missing
 
 
-def not_found(message: str) -> Missing | None:
-    """A Secret, ConfigMap or claim that a message of Kubernetes says is not there."""
+def not_found(message: str, job: str) -> Missing | None:
+    """A Secret, ConfigMap or claim that a message of Kubernetes says is not there. `job`: the job's name."""
     found = _NOT_FOUND.search(message)
     if not found:
         return None
     reason, kind = _BY_OBJECT[found[1].lower()]
-    return Missing(
-        reason, f"{kind} {found[2]} does not exist in the job's namespace; create it, the pods then start by themselves"
-    )
+    advice = "create it, the pods then start by themselves"
+    if (kind, found[2]) == ("ConfigMap", config_name(job)):
+        advice = f"it is the job's own: kubectl delete pytorchjob {job}, both are then made again"
+    return Missing(reason, f"{kind} {found[2]} does not exist in the job's namespace; {advice}")
 
 
 def _mount(pod: PodRecord, notes: Iterable[Note]) -> Missing | None:
-    if pod.phase != "Pending":
+    """Its Events live for an hour, so they count only until the pod says that its volumes are mounted."""
+    if pod.phase != "Pending" or pod.mounted:
         return None
-    return _first(not_found(note.message) for note in notes if note.about == pod.uid and note.reason == "FailedMount")
+    failed = (note for note in notes if note.about == pod.uid and note.reason == "FailedMount")
+    return _first(not_found(note.message, pod.job.name) for note in failed)
 
 
 def _unplaced(pod: PodRecord, seen: Observation, now: datetime) -> Missing | None:
     if pod.unschedulable is None or pod.ended:
         return None
-    missing = not_found(pod.unschedulable)
+    missing = not_found(pod.unschedulable, pod.job.name)
     if missing:
         return missing
     patient = (clock.seconds_since(pod.created, now) or 0) >= seen.timing.mount
