@@ -6,6 +6,7 @@ import pytest
 
 from posttrain_api import records
 from posttrain_api.base import Model
+from posttrain_api.crd.document import crd
 from posttrain_api.reasons import Reason
 from posttrain_api.status import CONDITIONS, JobStatus
 from posttrain_api.status.parts import CheckpointStatus, Condition, DataReport, Failure, OutputStatus
@@ -52,3 +53,11 @@ def test_every_reason_fits_a_condition(reason: Reason) -> None:
 
 def test_conditions() -> None:
     assert len(set(CONDITIONS)) == 8
+
+
+def test_an_attempt_has_room_for_all_pods_and_their_replacements() -> None:
+    """A restart records both before it deletes them; a list that is refused would end all writes of the status."""
+    schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    nodes = schema["spec"]["properties"]["resources"]["properties"]["nodes"]["maximum"]
+    recorded = schema["status"]["properties"]["attempt"]["properties"]["podUIDs"]["maxItems"]
+    assert recorded >= 2 * nodes

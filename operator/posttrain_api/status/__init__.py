@@ -59,7 +59,7 @@ class JobStatus(Model):
     )
     start_time: RFC3339 | None = optional("When the first pod of the job started", example="2026-01-31T12:00:00Z")
     completion_time: RFC3339 | None = optional("When the job ended, either way", example="2026-01-31T14:00:00Z")
-    duration: str | None = optional("Time from start to end, or until now", example="2h5m", max_length=32)
+    duration: str | None = optional("Time from start to end; none before the end", example="2h05m10s", max_length=32)
     resolved: ResolvedSpec | None = optional(
         "Effective values under the spec's names; Auto until the trainer has prepared", example={"tuning": "LoRA"}
     )
