@@ -189,6 +189,19 @@ def test_a_newer_attempt_fences_the_old_one(again: Any) -> None:
     assert written == []
 
 
+def test_a_newer_attempt_fences_the_export(again: Any) -> None:
+    """The old one finds its last checkpoint whole and has only to export."""
+    run_dir = Path(again.run_dir)
+    (run_dir / "output.tmp-3").mkdir()  # the newer one is exporting, too
+    result = run_dir / "found.json"
+    env = {"POSTTRAIN_CONFIG": str(run_dir / "config.json"), "POSTTRAIN_ATTEMPT": "2"}
+    run_ranks(call, ("fenced_before_the_export", str(result)), 1, run_dir / "logs", **env)
+    end = json.loads(result.read_text())
+    assert end["reason"] == "PeerLost"
+    assert "attempt 3 has taken over" in end["message"]
+    assert sorted(path.name for path in run_dir.glob("output*")) == ["output.tmp-3"]
+
+
 def test_every_seconds_saves_without_every_steps(tmp_path: Path) -> None:
     config = _job(tmp_path, checkpoint__every_steps=None, checkpoint__every_seconds=0, training__max_steps=3)
     succeed(config)

@@ -35,8 +35,8 @@ def test_newest_first_and_only_the_committed(tmp_path: Path) -> None:
     (tmp_path / "step-000012" / "trainer.json").write_text("{}")
     files.temporary_of(tmp_path, 14, 1).mkdir()
     assert _steps(tmp_path) == [10, 4, 2]
-    files.remove_temporary(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000{n}" for n in ("02", "04", "10", "12")]
+    files.remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000{n}" for n in ("02", "04", "10")]
 
 
 def test_a_manifest_cut_by_a_crash_is_no_commit(tmp_path: Path) -> None:

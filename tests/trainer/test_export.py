@@ -46,7 +46,7 @@ def _check_manifest(run_dir: Path, kind: str) -> None:
     assert manifest["base"]["uri"] == "pvc://models/tiny"
     assert output["sizeBytes"] == sum(entry["size"] for entry in manifest["files"].values())
     assert output["uri"] == "pvc://runs/tiny/u1/output"
-    assert not (run_dir / "output.tmp").exists()
+    assert not list(run_dir.glob("output.tmp*"))
 
 
 @pytest.mark.parametrize(("ranks", "zero", "tied"), [(1, 0, False), (2, 2, True), (2, 3, False), (1, 3, True)])
@@ -62,6 +62,8 @@ def test_full_model_reloads_bit_equal(tmp_path: Path, ranks: int, zero: int, tie
         assert not torch.equal(start[name], value), name
     tokenizer = transformers.AutoTokenizer.from_pretrained(run_dir / "output")
     assert tokenizer("t5 t9")["input_ids"] == [5, 9]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (run_dir / "output" / name).read_bytes() == (run_dir / "prepared" / "tokenizer" / name).read_bytes()
     _check_manifest(run_dir, "safetensors")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from trainer_kit import Shape, exported, make_config, make_model, prepare, rows, start_worker, steady_lines, succeed
 
+from posttrain_trainer.checkpoint_files import committed
 from posttrain_trainer.metrics import read_metrics
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.2, "target_modules": ["all-linear"]}
@@ -27,7 +28,7 @@ CASES = [
 ]
 
 
-def _job(run_dir: Path, tuning: str, zero: int, ranks: int) -> Any:
+def _job(run_dir: Path, tuning: str, zero: int, ranks: int, keep: int = 2) -> Any:
     config = make_config(
         run_dir,
         tuning=tuning,
@@ -35,6 +36,7 @@ def _job(run_dir: Path, tuning: str, zero: int, ranks: int) -> Any:
         zero_stage=zero,
         eval_every_steps=2,
         checkpoint__every_steps=3,
+        checkpoint__keep_last=keep,
         topology__processes_per_node=ranks,
     )
     make_model(run_dir / "model", Shape(attention_dropout=0.2))
@@ -58,3 +60,28 @@ def test_killed_and_resumed_is_bit_equal(tmp_path: Path, tuning: str, zero: int,
     if tuning == "Full":  # an adapter names the folder of its base, which differs here
         assert found["output"]["digest"] == expected["output"]["digest"]
     assert found["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("place", "step", "zero", "ranks", "left"),
+    [
+        ("DeepSpeed", 3, 2, 2, []),
+        ("manifest", 6, 3, 1, [3]),
+        ("commit", 6, 2, 2, [6, 3]),
+        ("removal", 3, 0, 1, [6]),  # keepLast 1: step 6 is committed, then step 3 goes
+    ],
+)
+def test_killed_inside_a_save(tmp_path: Path, place: str, step: int, zero: int, ranks: int, left: list[int]) -> None:
+    whole = _job(tmp_path / "whole", "Full", zero, ranks, keep=1)
+    succeed(whole, ranks)
+    broken = _job(tmp_path / "broken", "Full", zero, ranks, keep=1)
+    assert -9 in start_worker(broken, ranks, 1, ("die_in_save", place, step)).wait()
+    checkpoints = tmp_path / "broken" / "checkpoints"
+    assert [entry.manifest.step for entry in committed(checkpoints)] == left
+    succeed(broken, ranks, 2)
+    log = (tmp_path / "broken" / "logs-2" / "rank-0.log").read_text()
+    assert (f"at step {left[0]}" in log) if left else ("resumed" not in log)
+    assert exported(broken) == exported(whole)
+    assert steady_lines(broken) == steady_lines(whole)
+    if left != [6, 3]:  # a finished job saves no more, and so removes none
+        assert [path.name for path in checkpoints.iterdir()] == ["step-000006"]

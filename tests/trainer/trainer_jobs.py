@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer import checkpoint_files as files_module
 from posttrain_trainer import engine as engine_module
 from posttrain_trainer import losses as losses_module
 from posttrain_trainer import runtime as runtime_module
@@ -87,6 +88,49 @@ def die_after_line(step: int) -> None:
     work()
 
 
+def die_in_save(place: str, step: int) -> None:
+    """A worker killed by signal 9 inside the save of `step`: the last rank before DeepSpeed writes, or rank 0 with the
+    manifest written, with the folder renamed, or with the folder of `step` half removed."""
+    last = os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)
+    owner, name, ending, here = {
+        "DeepSpeed": (engine_module.Engine, "save", f"step-{step:06d}.tmp-1", last),
+        "manifest": (files_module, "write_json", f"step-{step:06d}.tmp-1/manifest.json", True),
+        "commit": (files_module, "commit", f"step-{step:06d}.tmp-1", True),
+        "removal": (files_module.shutil, "rmtree", f"step-{step:06d}", True),
+    }[place]
+    original = getattr(owner, name)
+
+    def work_and_die(*given: Any, **named: Any) -> None:
+        paths = [value for value in given if isinstance(value, Path)]
+        due = here and str(paths[0]).endswith(ending)
+        if due and place == "removal":
+            (paths[0] / "trainer.json").unlink()
+        elif not due or place != "DeepSpeed":
+            original(*given, **named)
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, work_and_die)
+    work()
+
+
+def fenced_before_the_export(result: str) -> None:
+    """A worker that a newer attempt overtakes between its last step and its export."""
+    config = TrainerConfig.model_validate_json(Path(os.environ["POSTTRAIN_CONFIG"]).read_text())
+    run = Loop.run
+
+    def run_and_lose(loop: Loop) -> bool:
+        (Path(config.run_dir) / "attempt.json").write_text('{"attempt": 3}')
+        return run(loop)
+
+    Loop.run = run_and_lose  # type: ignore[method-assign]
+    try:
+        end = Worker(config).run()
+    except Exception as error:  # noqa: BLE001  as in the worker's main
+        end = failed(0, error)
+    Path(result).write_text(end.to_json())
+
+
 def term_at_forward(number: int, rank: int) -> None:
     """A worker of which one rank gets SIGTERM inside its `number`-th forward (from 1), training and evaluation
     counted."""
@@ -151,5 +195,7 @@ def train_and_export(folder: str) -> None:
     if runtime.first:
         assert weights is not None
         torch.save(live, Path(folder) / "live.pt")
-        output = export(config, prepared, Finished(parts.engine.module, weights, resolved.total_steps))
+        output = export(
+            config, prepared, Finished(parts.engine.module, weights, resolved.total_steps, parts.checkpoints.fence)
+        )
         (Path(folder) / "output.json").write_text(output.to_json())

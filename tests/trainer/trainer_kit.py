@@ -171,6 +171,7 @@ def prepare(config: TrainerConfig, train: Rows, evaluation: Rows = (), **changes
     write_tokens(folder / "train", train)
     if evaluation:
         write_tokens(folder / "eval", evaluation)
+    make_tokenizer(folder / "tokenizer")
     training = config.training
     total = training.max_steps or -(-len(train) * (training.epochs or 1) // training.batch_size)
     resolved = {
@@ -186,7 +187,7 @@ def prepare(config: TrainerConfig, train: Rows, evaluation: Rows = (), **changes
         "config_digest": config.digest(),
         "model_dir": str(run_dir / "model"),
         "model_digest": _model_digest(config, Path(changes.get("model_dir", run_dir / "model"))),
-        "tokenizer_dir": str(run_dir / "model"),
+        "tokenizer_dir": str(folder / "tokenizer"),
         "train_dir": str(folder / "train"),
         "eval_dir": str(folder / "eval") if evaluation else None,
         "data_digest": "sha256:data",

@@ -62,10 +62,10 @@ class Checkpoints:
 
     def __init__(self, place: Place, runtime: Runtime, facts: Facts, fence: Fence) -> None:
         self.last: Checkpoint | None = None
+        self.fence = fence
         self._place = place
         self._runtime = runtime
         self._facts = facts
-        self._fence = fence
 
     def resume(self, engine: Engine) -> State:
         """Loads the newest whole checkpoint; State() for a fresh start. TrainerFailure(CheckpointIncompatible)."""
@@ -85,7 +85,7 @@ class Checkpoints:
     def save(self, engine: Engine, state: State, random_state: dict[str, Any]) -> Checkpoint:
         """Commits a checkpoint of `state` and removes the oldest. TrainerFailure(StorageFull) leaves the older ones
         whole."""
-        temporary = files.temporary_of(self._place.root, state.step, self._fence.attempt)
+        temporary = files.temporary_of(self._place.root, state.step, self.fence.attempt)
         try:
             self._write(temporary, engine, state, random_state)
         except Exception as error:
@@ -103,7 +103,7 @@ class Checkpoints:
     def _write(self, temporary: Path, engine: Engine, state: State, random_state: dict[str, Any]) -> None:
         runtime = self._runtime
         if runtime.first:
-            self._fence.check()
+            self.fence.check()
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             document = {"state": vars(state), "facts": vars(self._facts)}
@@ -116,16 +116,16 @@ class Checkpoints:
         parts = runtime.control.gather(files.entries(temporary, mine))
         if runtime.first:
             listed = {name: entry for part in parts for name, entry in part.items()}
-            manifest = Manifest(step=state.step, time=utc_now(), attempt=self._fence.attempt, files=listed)
-            self._fence.check()
+            manifest = Manifest(step=state.step, time=utc_now(), attempt=self.fence.attempt, files=listed)
+            self.fence.check()
             files.commit(temporary, files.folder_of(self._place.root, state.step), manifest)
             files.prune(self._place.root, self._place.keep)
 
     def _prepare_root(self) -> None:
         if self._runtime.first:
-            self._fence.check()
+            self.fence.check()
             self._place.root.mkdir(parents=True, exist_ok=True)
-            files.remove_temporary(self._place.root)
+            files.remove_unfinished(self._place.root)
         self._runtime.control.barrier()
 
     def _choose(self) -> Committed | None:

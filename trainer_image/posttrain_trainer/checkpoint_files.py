@@ -134,10 +134,12 @@ def prune(root: Path, keep: int) -> list[Path]:
     return [entry.folder for entry in old]
 
 
-def remove_temporary(root: Path) -> None:
-    """Removes what attempts before left unfinished."""
-    for path in root.glob(f"{_PREFIX}*.tmp-*"):
-        shutil.rmtree(path, ignore_errors=True)
+def remove_unfinished(root: Path) -> None:
+    """Removes what attempts before left half written or half removed."""
+    for path in root.glob(f"{_PREFIX}*"):
+        committed_once = path.name.removeprefix(_PREFIX).isdigit() and (path / MANIFEST).exists()
+        if not committed_once:
+            shutil.rmtree(path, ignore_errors=True)  # it costs space only, and the next attempt tries again
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,8 +1,8 @@
 """The finished model: a folder that plain transformers or peft loads, with a manifest that says what it is.
 
-Called by the worker after the loop. All ranks call it (ZeRO-3 gathers), rank 0 writes. The folder is written as
-output.tmp and renamed, so `output` is whole or not there. Full fine-tuning: the model. LoRA: the adapter; with
-`mergeAdapter` the merged model, and the adapter in `adapter/`.
+Called by the worker after the loop, on rank 0. The folder is written as output.tmp-<attempt> and renamed, so `output`
+is whole or not there, and an attempt that was cut off cannot write into its successor's. Full fine-tuning: the model.
+LoRA: the adapter; with `mergeAdapter` the merged model, and the adapter in `adapter/`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from posttrain_api.names import OUTPUT_DIR
 from posttrain_api.records import Output
 from posttrain_api.trainer import JobIdentity, TrainerConfig
 from posttrain_trainer.checkpoint_files import MANIFEST, FileEntry, entries, files_below, sync, write_json
+from posttrain_trainer.fence import Fence
 from posttrain_trainer.model import causal_lm
 from posttrain_trainer.prepared import Prepared
 
@@ -54,24 +55,30 @@ class OutputManifest(Model):
 
 @dataclass(frozen=True)
 class Finished:
-    """What is exported: the trained module (its shapes and configuration) and, on rank 0, its learning weights."""
+    """What is exported: the trained module (its shapes and configuration), its learning weights, and whether this
+    attempt may still write."""
 
     module: nn.Module
     weights: dict[str, Tensor]
     step: int
+    fence: Fence
 
 
 def export(config: TrainerConfig, prepared: Prepared, finished: Finished) -> Output:
-    """Writes `<run_dir>/output` and describes it. Rank 0 only. A folder left by an earlier attempt is replaced."""
+    """Writes `<run_dir>/output` and describes it. Rank 0 only. A folder left by an earlier attempt is replaced; where a
+    newer one has taken over, TrainerFailure(PeerLost) and nothing changes."""
+    finished.fence.check()
     final = Path(config.run_dir) / OUTPUT_DIR
-    temporary = final.with_name(OUTPUT_DIR + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in final.parent.glob(OUTPUT_DIR + ".tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)  # it costs space only
+    temporary = final.with_name(f"{OUTPUT_DIR}.tmp-{finished.fence.attempt}")
     temporary.mkdir(parents=True)
     try:
-        kind = _write_model(config, prepared, finished, temporary)
         _write_tokenizer(prepared, temporary)
+        kind = _write_model(config, prepared, finished, temporary)
         manifest = _manifest(config, prepared, finished.step, (kind, entries(temporary, files_below(temporary))))
         write_json(temporary / MANIFEST, manifest.to_wire())
+        finished.fence.check()
     except Exception:
         shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
         raise
@@ -119,8 +126,8 @@ def merged(config: TrainerConfig, prepared: Prepared, adapter: Path) -> Any:
 
 
 def _write_tokenizer(prepared: Prepared, folder: Path) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.tokenizer_dir, local_files_only=True)
-    tokenizer.save_pretrained(folder)
+    """File by file, as it was trained with: loading and saving may change it, and may need its own Python code."""
+    shutil.copytree(prepared.tokenizer_dir, folder, dirs_exist_ok=True)
 
 
 def _manifest(

@@ -90,7 +90,9 @@ class Worker:
         weights = parts.engine.weights()
         if weights is None or not runtime.first:
             return None
-        output = export(self._config, prepared, Finished(parts.engine.module, weights, self.step or 0))
+        output = export(
+            self._config, prepared, Finished(parts.engine.module, weights, self.step or 0, parts.checkpoints.fence)
+        )
         parts.recorder.phase("Done")
         return output
 
