@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,40 @@ def test_gpus_asked_for_and_none_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.reason is Reason.IMAGE_INCOMPATIBLE
     assert environment.uses_cpu({names.ENV_ALLOW_CPU: "true"}, 2)
     assert environment.uses_cpu({}, 0)
+
+
+def test_a_driver_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "DEVICE_FILES", ("/dev/null",))
+    monkeypatch.setattr(environment, "GPU_SECONDS", 0.2)
+    monkeypatch.setattr(environment, "_COUNT", "import time; time.sleep(60)")
+    with pytest.raises(TrainerFailure, match=r"in 0\.2 s.*driver") as caught:
+        environment.uses_cpu({}, 1)
+    assert caught.value.reason is Reason.IMAGE_INCOMPATIBLE
+
+
+_RAISING_TICK = """
+import os, pathlib, sys
+from posttrain_trainer.supervise import Supervisor
+
+def tick():
+    raise OSError(28, "No space left on device")
+
+supervisor = Supervisor()
+supervisor.install()
+try:
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    supervisor.run([sys.executable, "-c", child], os.environ, tick)
+except OSError:
+    pid = int(supervisor.log.tail())
+    print("left" if pathlib.Path(f"/proc/{pid}").exists() else "gone")
+"""
+
+
+def test_no_child_outlives_a_tick_that_raises() -> None:
+    """A full storage raises where node 0's pulse is written."""
+    command = [sys.executable, "-c", _RAISING_TICK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout.splitlines()[-1] == "gone"
 
 
 def test_memory_events(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from posttrain_trainer.errors import TrainerFailure
 Environment = Mapping[str, str]
 
 DEVICE_FILES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
+GPU_SECONDS = 300.0
+"""How long torch may take to count the GPUs: a broken driver never answers."""
 _COUNT = "import torch; print(torch.cuda.device_count())"
 
 
@@ -133,10 +135,17 @@ def uses_cpu(environment: Environment, gpus: int) -> bool:
 
 def visible_gpus() -> int:
     """GPUs that torch can use here. Asked of torch, in a process of its own, only where a device file is there at
-    all.
+    all. ImageIncompatible where it gives no answer in time.
     """
     if not any(glob.glob(pattern) for pattern in DEVICE_FILES):
         return 0
-    counted = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", _COUNT]
+    try:
+        counted = subprocess.run(command, capture_output=True, text=True, check=False, timeout=GPU_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise TrainerFailure(
+            Reason.IMAGE_INCOMPATIBLE,
+            f"torch has not counted this pod's GPUs in {GPU_SECONDS:g} s. Check the node's driver (nvidia-smi).",
+        ) from error
     text = counted.stdout.strip()
     return int(text) if text.isdecimal() else 0

@@ -72,12 +72,13 @@ class Supervisor:
         self._child = process.pid
         if self.stopping:  # the signal came between the check and the start
             process.send_signal(signal.SIGTERM)
-        code = self._wait(process.pid, tick)
-        process.returncode = code  # reaped here: Popen must not look for it
-        self._child = None
-        self._kill_rest()
-        self.log.finish()
-        return code
+        try:
+            process.returncode = self._wait(process.pid, tick)  # reaped there: Popen must not look for it
+        finally:  # also where `tick` raises: no child outlives this call
+            self._child = None
+            self._kill_rest()
+            self.log.finish()
+        return process.returncode
 
     def _wait(self, child: int, tick: Tick) -> int:
         next_tick = time.monotonic() + TICK_SECONDS
