@@ -1,0 +1,164 @@
+"""reconcile's restarts, case by case: what is the cause, what it costs, what was missed while no operator ran."""
+
+from __future__ import annotations
+
+import pytest
+from model_cluster import running_cluster
+from reconcile_kit import SUCCESS, everybody, said
+
+from posttrain_api.reasons import Reason
+from posttrain_operator.actions import Object
+from posttrain_operator.reconcile.restarts import RESTART_BUDGET
+
+
+def test_a_decision_is_written_before_a_pod_is_deleted() -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), 137, reason="OOMKilled")
+    decision = cluster.step()
+    assert not decision.delete
+    assert decision.status is not None
+    assert decision.status["restarts"] == {"total": 1, "byCause": {"OutOfMemory": 1}}
+    deletion = cluster.step()
+    assert {(d.kind, d.grace_seconds) for d in deletion.delete} == {(Object.POD, 1)}
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+
+
+def test_a_replacement_that_appeared_before_the_decision_goes_too() -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("master"), 137, reason="OOMKilled")
+    cluster.training_operator()
+    early = cluster.uid("master")
+    cluster.step()
+    assert early in {delete.uid for delete in cluster.step().delete}
+
+
+def test_lost_peers_wait_for_the_cause() -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), 160, said(Reason.PEER_LOST, 160))
+    actions = cluster.step()
+    assert actions.requeue_after == cluster.timing.settle
+    assert "restarts" not in cluster.status
+    cluster.end(cluster.uid("master"), 162, said(Reason.PROCESS_KILLED, 162, rank=0))
+    cluster.settle()
+    assert cluster.status["restarts"]["byCause"] == {"ProcessKilled": 1}
+    assert cluster.status["failure"]["replica"] == "master-0"
+
+
+def test_a_lost_peer_without_a_cause_is_the_cause() -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), 160, said(Reason.PEER_LOST, 160))
+    cluster.settle()
+    cluster.pass_time(cluster.timing.settle)
+    cluster.settle()
+    assert cluster.status["restarts"]["byCause"] == {"PeerLost": 1}
+
+
+@pytest.mark.parametrize(("code", "spent"), [(143, 0), (137, 1), (161, 1)])
+def test_what_a_restart_costs(code: int, spent: int) -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), code)
+    everybody(cluster)
+    assert cluster.status["restarts"]["total"] == spent
+    assert sum(cluster.status["restarts"]["byCause"].values()) == 1
+
+
+def test_the_budget_ends() -> None:
+    cluster = running_cluster()
+    for _ in range(RESTART_BUDGET):
+        cluster.end(cluster.uid("worker"), 137)
+        everybody(cluster)
+        assert cluster.status["state"] == "Running"
+    cluster.end(cluster.uid("worker"), 137)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["reason"]) == ("Failed", "RestartBudgetExhausted")
+    assert cluster.status["failure"]["reason"] == "ProcessKilled"
+    assert cluster.status["restarts"]["total"] == RESTART_BUDGET
+
+
+def test_preemption_never_ends_a_job() -> None:
+    cluster = running_cluster()
+    for _ in range(RESTART_BUDGET + 2):
+        cluster.end(cluster.uid("master"), 143)
+        everybody(cluster)
+    assert cluster.status["state"] == "Running"
+
+
+@pytest.mark.parametrize(("second_step", "state"), [(3, "Failed"), (4, "Running")])
+def test_the_same_error_at_the_same_step_twice(second_step: int, state: str) -> None:
+    cluster = running_cluster()
+    for step in (3, second_step):
+        cluster.end(cluster.uid("worker"), 190, said(Reason.TRAINER_ERROR, 190, step=step))
+        everybody(cluster)
+    assert cluster.status["state"] == state
+
+
+def test_a_pod_replaced_while_no_operator_ran() -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), 137)
+    cluster.training_operator()
+    cluster.forget()
+    everybody(cluster)
+    assert cluster.status["restarts"]["byCause"] == {"PeerLost": 1}
+    assert cluster.status["state"] == "Running"
+
+
+def test_a_set_replaced_whole_while_no_operator_ran_is_the_next_attempt() -> None:
+    cluster = running_cluster()
+    for role in ("master", "worker"):
+        cluster.vanish(cluster.uid(role))
+    cluster.training_operator()
+    cluster.forget()
+    everybody(cluster)
+    assert "restarts" not in cluster.status
+    assert (cluster.status["attempts"], cluster.status["attempt"]["number"]) == (2, 2)
+
+
+def test_a_replacement_that_ran_to_its_end_while_no_operator_ran() -> None:
+    """Killed and made again, finished, and only then looked at: the success counts, whatever is recorded."""
+    cluster = running_cluster(resources={"nodes": 1, "gpusPerNode": 1})
+    cluster.end(cluster.uid("master"), 137)
+    cluster.forget()
+    cluster.training_operator()
+    cluster.run_all()
+    cluster.end(cluster.uid("master"), 0, SUCCESS)
+    cluster.settle()
+    assert cluster.status["state"] == "Succeeded"
+
+
+def test_a_lone_pod_that_was_replaced_at_once_is_not_deleted_again() -> None:
+    cluster = running_cluster(resources={"nodes": 1, "gpusPerNode": 1})
+    cluster.end(cluster.uid("master"), 137)
+    cluster.training_operator()
+    fresh = cluster.uid("master")
+    cluster.settle()
+    assert not any(actions.delete for actions in cluster.history)
+    assert cluster.status["restarts"]["byCause"] == {"ProcessKilled": 1}
+    assert cluster.status["attempt"] == {**cluster.status["attempt"], "number": 2, "podUIDs": [fresh]}
+
+
+def test_a_permanent_end_during_a_restart_is_the_end() -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), 137)
+    cluster.settle()
+    cluster.end(cluster.uid("master"), 51, said(Reason.STORAGE_FULL, 51))
+    cluster.settle()
+    assert cluster.status["reason"] == "StorageFull"
+
+
+def test_a_run_that_finishes_during_a_restart_is_finished() -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), 137)
+    cluster.settle()
+    cluster.end(cluster.uid("master"), 0, SUCCESS)
+    cluster.settle()
+    assert cluster.status["state"] == "Succeeded"
+
+
+def test_a_deleted_child_is_made_again() -> None:
+    cluster = running_cluster()
+    cluster.lose_child()
+    everybody(cluster)
+    assert cluster.status["state"] == "Running"
+    assert cluster.child is not None
+    assert cluster.status["backend"]["uid"] == cluster.child["metadata"]["uid"]
