@@ -132,3 +132,17 @@ def test_an_edit_after_the_end_is_only_noted() -> None:
     assert cluster.status["observedGeneration"] == 2
     assert {**cluster.status, "observedGeneration": 1, "conditions": None} == {**before, "conditions": None}
     assert {c["observedGeneration"] for c in cluster.status["conditions"]} == {2}
+
+
+def test_a_child_deleted_while_suspended_costs_nothing() -> None:
+    cluster = running_cluster()
+    cluster.edit(suspend=True)
+    everybody(cluster)
+    assert cluster.status["state"] == "Suspended"
+    cluster.lose_child()
+    cluster.settle()
+    assert (cluster.status["state"], cluster.status.get("restarts")) == ("Suspended", None)
+    cluster.edit(suspend=False)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+    assert "failure" not in cluster.status

@@ -85,12 +85,11 @@ def _ended(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -
 
 
 def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
-    """Nothing is made again before the last pod of a lost child is gone."""
-    if view.live and "backend" in job.status:
-        waiting = restarting(job, seen, view, now)
-        if waiting:
-            return waiting
-    return intake(job, seen, now)
+    """Nothing is made again before the last pod of a lost child is gone; the pods of a new one are the next attempt."""
+    if "backend" not in job.status:
+        return intake(job, seen, now)
+    waiting = restarting(job, seen, view, now) if view.live else None
+    return waiting or intake(job, seen, now).having(attempts=max(view.attempts, view.number + 1))
 
 
 def _followed(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:

@@ -155,8 +155,11 @@ def extended(view: AttemptView, seen: Observation, job: JobFacts, now: datetime)
 
 
 def lost_child(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
-    """The child of a running job was deleted by somebody: its pods go with it, and it is made again."""
-    if "backend" not in job.status or view.closed:
+    """The child of a running job was deleted by somebody: its pods go with it, and it is made again.
+
+    A suspended job has lost nothing by it.
+    """
+    if "backend" not in job.status or view.closed or (job.suspend and job.holds("Suspended")):
         return None
     failure = {"reason": Reason.PEER_LOST, "message": "the PyTorchJob was deleted; it is made again"}
     return _exhausted(job, Reason.PEER_LOST, failure) or _begin(job, view, failure, str(failure["message"]), now)
