@@ -29,9 +29,10 @@ class JobIdentity(Model):
 
 
 class Source(Model):
-    """A model or data location. `path` is where it is mounted; None for `hf://`, which `prepare` downloads.
+    """A model or data location. `path` is where it is mounted; None for `hf://`, `s3://` and `gs://`,
+    which `prepare` downloads.
 
-    `secret_path` is the folder with the keys of the source's Secret (`token` for hf)."""
+    `secret_path` is the folder with the keys of the source's Secret, one file each."""
 
     uri: str
     path: str | None = None

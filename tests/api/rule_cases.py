@@ -111,12 +111,31 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
     "zero stage by number": {"spec.deepspeed": {"zeroStage": 0}},
     "zero stage by word": {"spec.deepspeed": {"zeroStage": "Auto"}},
     "suspended": {"spec.suspend": True},
+    **{
+        f"bucket {uri}": {
+            "spec.model": {"uri": uri, "secretRef": {"name": "x"}},
+            "spec.data.train": [{"uri": uri, "secretRef": {"name": "x"}}],
+            "spec.data.eval": [{"uri": uri}],
+        }
+        for uri in (
+            "s3://bucket",
+            "s3://my.bucket-1/a folder/x@y=z/part-0.jsonl",
+            "gs://bucket_of-mine.org/a/",
+            f"gs://{'b' * 222}/x",
+            f"s3://{'b' * 63}/" + "k" * 955,
+        )
+    },
+    "tokenizer in a bucket": {
+        **PRETRAIN,
+        "spec.model.scratch.tokenizer": {"uri": "s3://bucket/tok", "secretRef": {"name": "x"}},
+    },
     "null is nothing": {"spec.tuning": None},
 }
 
 _SCHEME = "must be a URI of a scheme that works here"
 _ESCAPE = "must not contain a .. step"
 _HUB = "is for an hf:// uri only"
+_FETCHED = "is for an hf:// or s3:// or gs:// uri only"
 _PRETRAIN_ONLY = "is for stage Pretrain only"
 _SFT_ONLY = "is for stage SFT only"
 _ONE_MODEL = "needs exactly one of uri, fromJob, scratch"
@@ -237,8 +256,9 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
     *(
         Refused(f"model {uri}", {"spec.model.uri": uri}, "spec.model.uri", _SCHEME)
         for uri in (
-            "s3://bucket/model",
-            "gs://bucket/model",
+            *("s3://", "s3:///x", "s3://ab", "s3://Bucket/x", "s3://b_ucket/x", "s3://-bucket/x", "s3://bucket-/x"),
+            *("s3://bucket//x", "s3://bucket/x?versionId=1", "s3://bucket/x#y", "s3://bucket/x\n", "s3a://bucket/x"),
+            *("gs://", "gs://ab/x", "gs://Bucket/x", "gs://_bucket/x", "gs://bucket/a//b", f"s3://{'b' * 64}/x"),
             "Qwen/Qwen3",
             "file:///etc",
             "https://x/y",
@@ -254,7 +274,7 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
     ),
     *(
         Refused(f"data {uri}", {"spec.data.train": [{"uri": uri}]}, f"{_TRAIN}.uri", _SCHEME)
-        for uri in ("s3://bucket/x", "image:///data", "configmap://a", "configmap://a/b/c", "train.jsonl")
+        for uri in ("s3://B/x", "gs://bucket/x?y", "image:///data", "configmap://a", "configmap://a/b/c", "train.jsonl")
     ),
     Refused("evaluation data", {"spec.data.eval": [{"uri": "s3://b/x"}]}, "spec.data.eval[0].uri", _SCHEME),
     Refused(
@@ -267,6 +287,14 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
         "checkpoint on the hub", {"spec.checkpoint": {"from": {"uri": "hf://a/b"}}}, "spec.checkpoint.from.uri", _SCHEME
     ),
     Refused("model escapes", {"spec.model.uri": "pvc://models/../x"}, "spec.model.uri", _ESCAPE),
+    Refused("bucket escapes", {"spec.model.uri": "s3://bucket/../x"}, "spec.model.uri", _ESCAPE),
+    Refused("data escape a bucket", {"spec.data.train": [{"uri": "gs://bucket/a/.."}]}, f"{_TRAIN}.uri", _ESCAPE),
+    Refused(
+        "checkpoint in a bucket",
+        {"spec.checkpoint": {"from": {"uri": "s3://bucket/x"}}},
+        "spec.checkpoint.from.uri",
+        _SCHEME,
+    ),
     Refused("image escapes", {"spec.model.uri": "image:///models/.."}, "spec.model.uri", _ESCAPE),
     Refused("data escapes", {"spec.data.train": [{"uri": "pvc://a/.."}]}, f"{_TRAIN}.uri", _ESCAPE),
     Refused("evaluation escapes", {"spec.data.eval": [{"uri": "pvc://a/../b"}]}, "spec.data.eval[0].uri", _ESCAPE),
@@ -287,30 +315,31 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
         "secret of a folder",
         {"spec.model": {"uri": "pvc://a", "secretRef": {"name": "x"}}},
         "spec.model.secretRef",
-        _HUB,
+        _FETCHED,
     ),
     Refused(
         "secret of a job",
         {"spec.model": {"fromJob": {"name": "b"}, "secretRef": {"name": "x"}}},
         "spec.model.secretRef",
-        _HUB,
+        _FETCHED,
     ),
     Refused(
         "secret of a tokenizer",
         {**PRETRAIN, "spec.model.scratch.tokenizer": {"uri": "pvc://a", "secretRef": {"name": "x"}}},
         "spec.model.scratch.tokenizer.secretRef",
-        _HUB,
+        _FETCHED,
     ),
     *(
         Refused(
             f"{kind} {name}",
             {f"spec.data.{kind}": [{"uri": "pvc://a/b", name: value}]},
             f"spec.data.{kind}[0].{name}",
-            _HUB,
+            _FETCHED if name == "secretRef" else _HUB,
         )
         for kind in ("train", "eval")
         for name, value in (("secretRef", {"name": "x"}), ("split", "train"), ("subset", "main"))
     ),
+    Refused("split of a bucket", {"spec.data.train": [{"uri": "s3://bkt/x", "split": "a"}]}, f"{_TRAIN}.split", _HUB),
 )
 
 REFUSED_BY_SCHEMA: tuple[Refused, ...] = (

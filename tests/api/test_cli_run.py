@@ -73,8 +73,9 @@ def test_rendezvous_is_that_of_the_training_operator(plan: Plan) -> None:
 
 
 def test_secrets_of_the_caller_do_not_reach_the_trainer() -> None:
-    mine = {"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x", "HF_TOKEN": "y", "RANK": "3"}
-    assert processes.inherited(mine) == {"PATH": "/bin", "HF_TOKEN": "y"}
+    """But those that fetch models and data; the ranks do not get them either."""
+    wanted = {"PATH": "/bin", "HF_TOKEN": "y", "AWS_ENDPOINT_URL": "z", "GOOGLE_APPLICATION_CREDENTIALS": "/k"}
+    assert processes.inherited({**wanted, "DATABASE_PASSWORD": "x", "RANK": "3"}) == wanted
 
 
 def success(name: str) -> PodEnd:

@@ -41,7 +41,7 @@ def test_every_problem_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     path.write_text(
         "apiVersion: posttrain.dev/v1alpha1\nkind: PostTrainingJob\nmetadata: {name: bad}\nspec:\n"
         "  stage: SFT\n  lora:\n    rank: 0\n    alhpa: 1\n"
-        "  model:\n    uri: s3://a/b\n  data:\n    train:\n    - uri: pvc://a/b\n"
+        "  model:\n    uri: ftp://a/b\n  data:\n    train:\n    - uri: pvc://a/b\n"
     )
     code, out, _ = validate(capsys, str(path))
     assert code == 1
@@ -50,9 +50,9 @@ def test_every_problem_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         f"{path}:7: error spec.lora.rank: must be between 1 and 512 (found 0); choose e.g. 16",
         f"{path}:8: error spec.lora.alhpa: unknown field (found 1); did you mean alpha?",
         (
-            f'{path}:10: error spec.model.uri: must be a URI of a scheme that works here (found "s3://a/b"); write '
-            "hf://org/name[@revision], pvc://claim/path or image:///absolute/path "
-            "(s3:// and gs:// are not supported yet)"
+            f'{path}:10: error spec.model.uri: must be a URI of a scheme that works here (found "ftp://a/b"); write '
+            "hf://org/name[@revision], s3://bucket/folder, gs://bucket/folder, pvc://claim/path or "
+            "image:///absolute/path"
         ),
     ]
 

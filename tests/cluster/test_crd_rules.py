@@ -122,7 +122,9 @@ def with_lists(path: str) -> dict[str, Any]:
 
 
 any_text = st.text(min_size=1, max_size=20).filter(lambda text: "\x00" not in text)
-uri = st.builds("{}{}".format, st.sampled_from(["hf://", "pvc://", "image://", "configmap://", "s3://", ""]), any_text)
+uri = st.builds(
+    "{}{}".format, st.sampled_from(["hf://", "pvc://", "image://", "configmap://", "s3://", "gs://b", ""]), any_text
+)
 path_like = st.from_regex(r"(hf|pvc|image|configmap)://[a-zA-Z0-9@/._ -]{1,24}", fullmatch=True)
 
 

@@ -145,6 +145,8 @@ def test_mounts_are_collected_once() -> None:
     [
         ("hf://a/b", None, None),
         ("hf://a/b@main", None, "main"),
+        ("s3://bucket/a/b.jsonl", None, None),
+        ("gs://bucket/a@b/", None, None),
         ("pvc://c", "/claims/c", None),
         ("pvc://c/", "/claims/c", None),
         ("pvc://c/a/b/", "/claims/c/a/b", None),
@@ -159,7 +161,8 @@ def test_sources(uri: str, path: str | None, revision: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["pvc://c/../x", "image:///..", "configmap://a/..", "pvc://..", "s3://a/b", "plain", "", "pvc://"]
+    "uri",
+    ["pvc://c/../x", "image:///..", "configmap://a/..", "pvc://..", "s3://a/../b", "ftp://a/b", "plain", "", "pvc://"],
 )
 def test_sources_refused(uri: str) -> None:
     """Older objects may hold what today's rules refuse."""

@@ -1,4 +1,4 @@
-"""Sources to folders: mounted ones are used where they are, hf:// ones are downloaded to the job's storage.
+"""Sources to folders: mounted ones are used where they are, others are downloaded to the job's storage.
 
 Called by `prepare`, the only process that has a token and a network. The commit a branch or tag stands for is looked
 up once and kept, so that every attempt of a job sees the same files.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import httpx2
 import huggingface_hub as hub
@@ -17,20 +16,17 @@ from huggingface_hub import errors as hub_errors
 
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import Source
+from posttrain_trainer import object_store
 from posttrain_trainer.errors import TrainerFailure
-
-Kind = Literal["model", "dataset"]
+from posttrain_trainer.kinds import DENIED, NOT_FOUND, Kind, model_patterns
 
 REVISIONS = "revisions.json"
-MODEL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 DATA_FILES = ("*.jsonl", "*.ndjson", "*.json", "*.parquet", "*.arrow", "README.md")
-_NOT_FOUND: dict[Kind, Reason] = {"model": Reason.MODEL_NOT_FOUND, "dataset": Reason.DATASET_NOT_FOUND}
-_DENIED: dict[Kind, Reason] = {"model": Reason.MODEL_ACCESS_DENIED, "dataset": Reason.DATASET_NOT_FOUND}
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """Where a source's files are; `revision` is the pinned commit of an hf:// source."""
+    """Where a source's files are; `revision`: the commit of an hf:// source, the digest of a bucket's listing."""
 
     path: Path
     revision: str | None = None
@@ -44,29 +40,34 @@ class Fetcher:
     trust_remote_code: bool = False
 
     def fetch(self, source: Source, kind: Kind) -> Fetched:
-        """The source's files. Model/DatasetNotFound, ModelAccessDenied; an unreachable hub is a retryable
+        """The source's files. Model/DatasetNotFound, ModelAccessDenied; an unreachable hub or store is a retryable
         TrainerError.
         """
         if source.path is not None:
             return Fetched(Path(source.path))
+        if not source.uri.startswith("hf://"):
+            return Fetched(*object_store.fetch(object_store.Wanted(source, kind, self.trust_remote_code), self.folder))
+        return self._from_hub(source, kind)
+
+    def _from_hub(self, source: Source, kind: Kind) -> Fetched:
         repository = source.uri.removeprefix("hf://").removeprefix("datasets/").split("@")[0].strip("/")
         try:
             return self._download(_Repository(repository, kind, source, _token(source)))
         except hub_errors.GatedRepoError as error:
             raise TrainerFailure(
-                _DENIED[kind],
+                DENIED[kind],
                 f"{source.uri}: access is restricted. Accept its terms on the hub with the account whose token "
                 "the Secret of secretRef holds.",
             ) from error
         except hub_errors.RepositoryNotFoundError as error:
             raise TrainerFailure(
-                _NOT_FOUND[kind],
+                NOT_FOUND[kind],
                 f"{source.uri}: the hub has no such {kind}, or it is private. Correct the name, or set secretRef to a "
                 "Secret with a token that may read it.",
             ) from error
         except hub_errors.RevisionNotFoundError as error:
             raise TrainerFailure(
-                _NOT_FOUND[kind],
+                NOT_FOUND[kind],
                 f"{source.uri}: there is no revision {source.revision or 'main'!r}. Correct the revision.",
             ) from error
         except hub_errors.HfHubHTTPError as error:
@@ -80,7 +81,7 @@ class Fetcher:
         code = error.response.status_code
         if code in (401, 403):
             return TrainerFailure(
-                _DENIED[kind],
+                DENIED[kind],
                 f"{source.uri}: the hub refuses access ({code}). Check the token in the Secret of secretRef.",
             )
         return TrainerFailure(Reason.TRAINER_ERROR, f"{source.uri}: the hub answers {code}.")
@@ -101,9 +102,7 @@ class Fetcher:
         if repository.kind == "dataset":
             return list(DATA_FILES)
         names = hub.HfApi().list_repo_files(repository.name, revision=revision, token=repository.token)
-        weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "*.bin"
-        code = ["*.py"] if self.trust_remote_code else []
-        return [*MODEL_FILES, weights, *code]
+        return model_patterns(names, self.trust_remote_code)
 
     def _pinned(self, repository: _Repository) -> str:
         """The commit of the revision asked for; looked up at the first attempt, then read from storage."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 SHOWN = 5
@@ -19,6 +20,11 @@ def nearest_names(path: Path) -> str:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         return f"The folder {folder} cannot be listed: {error.strerror}."
+    return names_sentence(str(folder), name, names)
+
+
+def names_sentence(folder: str, name: str, names: Sequence[str]) -> str:
+    """What `folder` has that is most like `name`."""
     close = difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.4)
     if close:
         return f"The folder {folder} has {', '.join(close)}. Correct the path."

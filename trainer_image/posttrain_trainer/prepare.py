@@ -135,7 +135,7 @@ def _open(config: TrainerConfig, sources: tuple[DataSource, ...], role: str, pat
     opened = []
     for source in sources:
         fetched = fetcher.fetch(source, "dataset")
-        if fetched.revision is None:
+        if not source.uri.startswith("hf://"):
             files = list_files(fetched.path, source.uri, source.format)
         else:
             # Imported here: `datasets` takes seconds to load, and mounted data do not need it.

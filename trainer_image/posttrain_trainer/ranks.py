@@ -29,13 +29,16 @@ GRACE_RESERVE_SECONDS = 5
 """Of the grace period, kept to reap, to write the last word and to end."""
 BROKEN_SECONDS = 60.0
 """A rank that failed for good ends the attempt: ranks that hang in a dead group are given so long, then killed."""
-_SECRET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
+_SECRET = (
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "GOOGLE_APPLICATION_CREDENTIALS"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+)
 _POD_LEVEL = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """The training-operator counts pods in them: torchrun sets its own for the ranks."""
 
 
 def child_environment(environment: Mapping[str, str], config: TrainerConfig, attempt: int, cpu: bool) -> dict[str, str]:
-    """The ranks' environment: no hub, no token, the attempt's number (0: not known on this node), the device."""
+    """The ranks' environment: no hub, no token or key, the attempt's number (0: not known on this node), the device."""
     kept = {key: value for key, value in environment.items() if key not in (*_SECRET, *_POD_LEVEL)}
     kept |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     if attempt:

@@ -13,13 +13,16 @@ _LABEL = r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?"
 _SEGMENT = r"[^/\x00-\x1f\x7f]+"
 HF = r"hf://[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9_.-]{0,95})?(?:@[A-Za-z0-9][A-Za-z0-9_./-]{0,79})?"
 PVC = rf"pvc://{_LABEL}(?:/{_SEGMENT})*/?"
+_KEY = r"[^/?#\x00-\x1f\x7f]+"
+S3 = rf"s3://[a-z0-9][-a-z0-9.]{{1,61}}[a-z0-9](?:/{_KEY})*/?"
+GS = rf"gs://[a-z0-9][-a-z0-9._]{{1,220}}[a-z0-9](?:/{_KEY})*/?"
 IMAGE = rf"image://(?:/{_SEGMENT})+/?"
 CONFIG_MAP = rf"configmap://{_LABEL}/[A-Za-z0-9._-]{{1,253}}"
 PINNED = r"hf://[^@]+@[0-9a-f]{40}"
 PARENT_STEP = r"(?:.*/)?\.\.(?:/.*)?"
 
-_MODEL = f"{HF}|{PVC}|{IMAGE}"
-_DATA = f"{HF}|{PVC}|{CONFIG_MAP}"
+_MODEL = f"{HF}|{S3}|{GS}|{PVC}|{IMAGE}"
+_DATA = f"{HF}|{S3}|{GS}|{PVC}|{CONFIG_MAP}"
 
 
 def _form(at: tuple[str, ...], pattern: str, instead: str) -> Rule:
@@ -32,17 +35,22 @@ def _form(at: tuple[str, ...], pattern: str, instead: str) -> Rule:
     )
 
 
-def _for_the_hub(at: tuple[str, ...], name: str) -> Rule:
-    """A field that says something about hf:// and nothing about a folder or a job."""
+def _only_for(at: tuple[str, ...], name: str, schemes: tuple[str, ...]) -> Rule:
+    """A field that says something about sources that are fetched and nothing about a folder or a job."""
+    starts = " || ".join(f"self.uri.startsWith('{scheme}')" for scheme in schemes)
     return Rule(
         at=at,
-        cel=f"!has(self.{name}) || (has(self.uri) && self.uri.startsWith('hf://'))",
-        must="is for an hf:// uri only",
+        cel=f"!has(self.{name}) || (has(self.uri) && ({starts}))",
+        must=f"is for an {' or '.join(schemes)} uri only",
         instead="remove it",
         field=f".{name}",
         forbidden=True,
-        holds=lambda node: not has(node, name) or matches(get(node, "uri") or "", r"hf://.*"),
+        holds=lambda node: not has(node, name) or _starts(get(node, "uri") or "", schemes),
     )
+
+
+def _starts(uri: object, schemes: tuple[str, ...]) -> bool:
+    return not isinstance(uri, str) or uri.startswith(schemes)
 
 
 def _no_escape(uri: object) -> bool:
@@ -58,24 +66,23 @@ URI_RULES: tuple[Rule, ...] = (
     _form(
         _MODEL_NODES,
         _MODEL,
-        "write hf://org/name[@revision], pvc://claim/path or image:///absolute/path (s3:// and gs:// "
-        "are not supported yet)",
+        "write hf://org/name[@revision], s3://bucket/folder, gs://bucket/folder, pvc://claim/path or "
+        "image:///absolute/path",
     ),
     _form(
         _DATA_NODES,
         _DATA,
-        "write pvc://claim/path, hf://org/name[@revision] or configmap://name/key (s3:// and gs:// "
-        "are not supported yet)",
+        "write pvc://claim/path, s3://bucket/key, gs://bucket/key, hf://org/name[@revision] or configmap://name/key",
     ),
     _form(_CHECKPOINT_NODE, PVC, "write pvc://claim/path/of/a/checkpoint"),
     Rule(
         at=_MODEL_NODES + _DATA_NODES + _CHECKPOINT_NODE,
         cel=f"!{cel_matches('self', PARENT_STEP)}",
         must="must not contain a .. step",
-        instead="write the path without it: nothing outside the claim can be read",
+        instead="write the path without it: nothing outside the claim or bucket can be read",
         holds=_no_escape,
     ),
-    _for_the_hub(("spec.model", "spec.model.scratch.tokenizer", *_SETS), "secretRef"),
-    _for_the_hub(_SETS, "split"),
-    _for_the_hub(_SETS, "subset"),
+    _only_for(("spec.model", "spec.model.scratch.tokenizer", *_SETS), "secretRef", ("hf://", "s3://", "gs://")),
+    _only_for(_SETS, "split", ("hf://",)),
+    _only_for(_SETS, "subset", ("hf://",)),
 )

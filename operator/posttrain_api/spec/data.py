@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from posttrain_api.spec.fields import SpecModel, optional, required
-from posttrain_api.spec.references import MAX_URI, ObjectRef
+from posttrain_api.spec.references import MAX_URI, SECRET, ObjectRef
 
 MAX_SOURCES = 16
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
@@ -25,18 +25,17 @@ class Columns(SpecModel):
 
 
 class DataSource(SpecModel):
-    """One data set: a file, a folder of files, a hub data set, or a key of a ConfigMap."""
+    """One data set: a file or a folder of files (of a claim or a bucket), a hub data set, or a key of a ConfigMap."""
 
     uri: str = required(
-        "Where the rows are: pvc://claim/path (a file or a folder of files), hf://org/name[@revision], or "
-        "configmap://name/key for small sets",
+        "Where the rows are: pvc://claim/path, s3://bucket/key or gs://bucket/key (a file or a folder of files), "
+        "hf://org/name[@revision], or configmap://name/key for small sets",
         example="pvc://datasets/gsm8k/train.jsonl",
         min_length=1,
         max_length=MAX_URI,
     )
     secret_ref: ObjectRef | None = optional(
-        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)",
-        example={"name": "hf-token"},
+        SECRET, default="s3:// and gs://: the pod's own identity, else none", example={"name": "hf-token"}
     )
     split: str | None = optional(
         "Split of an hf:// data set",

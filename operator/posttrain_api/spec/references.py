@@ -1,9 +1,8 @@
 """References: where a model, a tokenizer, a data set's secret or an earlier job is.
 
-A reference says where something is, never how it gets there: the plan turns `pvc://` into a mount and leaves `hf://`
-to the
-trainer's `prepare`. The forms a URI may have are rules (rules/), because a rule can say what to write instead and a
-pattern cannot.
+A reference says where something is, never how it gets there: the plan turns `pvc://` into a mount and leaves `hf://`,
+`s3://` and `gs://` to the trainer's `prepare`. The forms a URI may have are rules (rules/), because a rule can say what
+to write instead and a pattern cannot.
 """
 
 from __future__ import annotations
@@ -13,6 +12,11 @@ from typing import Literal
 from posttrain_api.spec.fields import JOB_NAME, MAX_JOB_NAME, ObjectName, SpecModel, optional, required
 
 MAX_URI = 1024
+SECRET = (
+    "Secret of the job's namespace, mounted for preparing only. hf://: the key `token`. s3://: AWS_ACCESS_KEY_ID, "
+    "AWS_SECRET_ACCESS_KEY, and where needed AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL. gs://: credentials.json "
+    "(a service account's key), and where needed GCS_ENDPOINT_URL"
+)
 
 
 class ObjectRef(SpecModel):
@@ -38,15 +42,14 @@ class TokenizerRef(SpecModel):
     """A ready tokenizer for a model made from scratch."""
 
     uri: str = required(
-        "Where the tokenizer is: hf://org/name[@revision], pvc://claim/path or "
+        "Where the tokenizer is: hf://org/name[@revision], s3://bucket/folder, gs://bucket/folder, pvc://claim/path or "
         "image:///absolute/path (baked into the image)",
         example="hf://Qwen/Qwen3-0.6B",
         min_length=1,
         max_length=MAX_URI,
     )
     secret_ref: ObjectRef | None = optional(
-        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)",
-        example={"name": "hf-token"},
+        SECRET, default="s3:// and gs://: the pod's own identity, else none", example={"name": "hf-token"}
     )
 
 
@@ -95,9 +98,9 @@ class ModelRef(SpecModel):
     """The model that training starts from: exactly one of uri, fromJob and scratch."""
 
     uri: str | None = optional(
-        "Where the model is: hf://org/name[@revision], pvc://claim/path or image:///absolute/path "
-        "(baked into the image). "
-        "An hf revision is pinned for all attempts and shown in status.model.resolvedRevision",
+        "Where the model is: hf://org/name[@revision], s3://bucket/folder, gs://bucket/folder, pvc://claim/path or "
+        "image:///absolute/path (baked into the image). What is fetched is pinned for all attempts and shown in "
+        "status.model.resolvedRevision: the commit, of a bucket a digest of names, sizes and times",
         example="hf://Qwen/Qwen2.5-1.5B-Instruct",
         min_length=1,
         max_length=MAX_URI,
@@ -111,8 +114,7 @@ class ModelRef(SpecModel):
         example={"family": "Llama", "vocabSize": 4096, "hiddenSize": 256, "layers": 4, "heads": 8},
     )
     secret_ref: ObjectRef | None = optional(
-        "Secret of the job's namespace with the key `token` for hf:// (mounted for preparing only)",
-        example={"name": "hf-token"},
+        SECRET, default="s3:// and gs://: the pod's own identity, else none", example={"name": "hf-token"}
     )
     dtype: Literal["Auto", "FP32"] | None = optional(
         "Number format the weights are loaded in; Auto follows training.precision", default="Auto", example="FP32"

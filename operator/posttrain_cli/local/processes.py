@@ -22,7 +22,7 @@ from posttrain_operator.plan.types import Plan
 
 LAUNCHER = "posttrain_trainer"
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES")
-_HUB = ("HF_", "HTTP", "http", "no_proxy", "NO_PROXY", "SSL_", "REQUESTS_")
+_HUB = ("HF_", "AWS_", "GOOGLE_", "GCS_", "HTTP", "http", "no_proxy", "NO_PROXY", "SSL_", "REQUESTS_")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def pod_name(job: str, node: int) -> str:
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a launcher takes over from the caller: where programs are, and how the hub is reached."""
+    """What a launcher takes over from the caller: where programs are, and how the hub and buckets are reached."""
     return {key: value for key, value in environment.items() if key in _KEPT or key.startswith(_HUB)}
 
 

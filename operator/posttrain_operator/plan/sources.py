@@ -56,6 +56,11 @@ def _hub(uri: str, rest: str, settings: PlanSettings) -> Location:
     return Location(Source(uri=uri, revision=revision or None))
 
 
+def _bucket(uri: str, rest: str, settings: PlanSettings) -> Location:
+    del rest, settings
+    return Location(Source(uri=uri))
+
+
 def _claim(uri: str, rest: str, settings: PlanSettings) -> Location:
     del rest
     claim, inner = split_claim(uri)
@@ -75,4 +80,4 @@ def _config_map(uri: str, rest: str, settings: PlanSettings) -> Location:
     )
 
 
-_LOCATORS = {"hf": _hub, "pvc": _claim, "image": _image, "configmap": _config_map}
+_LOCATORS = {"hf": _hub, "s3": _bucket, "gs": _bucket, "pvc": _claim, "image": _image, "configmap": _config_map}
