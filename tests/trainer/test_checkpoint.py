@@ -193,13 +193,23 @@ def test_a_newer_attempt_fences_the_export(again: Any) -> None:
     """The old one finds its last checkpoint whole and has only to export."""
     run_dir = Path(again.run_dir)
     (run_dir / "output.tmp-3").mkdir()  # the newer one is exporting, too
+    _overtaken(run_dir, "export", 2)
+    assert sorted(path.name for path in run_dir.glob("output*")) == ["output.tmp-3"]
+
+
+def test_a_newer_attempt_fences_the_commit(tmp_path: Path) -> None:
+    _job(tmp_path)
+    _overtaken(tmp_path, "save", 1)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def _overtaken(run_dir: Path, place: str, attempt: int) -> None:
     result = run_dir / "found.json"
-    env = {"POSTTRAIN_CONFIG": str(run_dir / "config.json"), "POSTTRAIN_ATTEMPT": "2"}
-    run_ranks(call, ("fenced_before_the_export", str(result)), 1, run_dir / "logs", **env)
+    env = {"POSTTRAIN_CONFIG": str(run_dir / "config.json"), "POSTTRAIN_ATTEMPT": str(attempt)}
+    run_ranks(call, ("overtaken", place, str(result)), 1, run_dir / "logs", **env)
     end = json.loads(result.read_text())
     assert end["reason"] == "PeerLost"
     assert "attempt 3 has taken over" in end["message"]
-    assert sorted(path.name for path in run_dir.glob("output*")) == ["output.tmp-3"]
 
 
 def test_every_seconds_saves_without_every_steps(tmp_path: Path) -> None:

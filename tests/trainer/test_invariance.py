@@ -2,7 +2,8 @@
 
 Ranks × ZeRO stages × micro-batch splits × full or LoRA, in fp32 under SGD without clipping (Adam and clipping hide
 a wrong scale of the loss), each against plain torch on the whole batch at once: loss and gradient norm to 1e-6, the
-update to 1e-5 of its length. A few cells clip: to the same length at every stage, whoever does it.
+update to 1e-5 of its length. A few cells clip: to the same length at every stage, whoever does it. A few train with
+what jobs train with: AdamW, its decay on matrices only, a schedule.
 """
 
 from __future__ import annotations
@@ -32,7 +33,22 @@ CHUNKED = [
 CLIPPED = [f"Clipped-z{zero}-cut" for zero in range(4)]
 CLIP = 0.5
 """Below the norms of all steps, which are above 1."""
-NAMES = [*GRID, *CHUNKED, *CLIPPED, "Tied-z0-whole", "Tied-z3-single"]
+ADAMW = [f"AdamW-z{zero}-cut" for zero in range(4)]
+ADAM_RATE, DECAY, BETAS, EPSILON = 0.01, 0.5, (0.8, 0.7), 1e-3
+"""A large epsilon, because AdamW makes whole steps of gradients that are rounding errors without it."""
+NAMES = [*GRID, *CHUNKED, *CLIPPED, *ADAMW, "Tied-z0-whole", "Tied-z3-single"]
+
+
+_SGD = {"training__learning_rate": RATE, "training__schedule": "Constant", "training__warmup_steps": 0}
+_ADAMW = {
+    "training__learning_rate": ADAM_RATE,
+    "training__schedule": "Linear",
+    "training__warmup_steps": 1,
+    "training__weight_decay": DECAY,
+    "training__beta1": BETAS[0],
+    "training__beta2": BETAS[1],
+    "training__epsilon": EPSILON,
+}
 
 
 def _make(root: Path, name: str) -> None:
@@ -47,10 +63,8 @@ def _make(root: Path, name: str) -> None:
         training__max_steps=STEPS,
         training__batch_size=BATCH,
         training__tokens_per_micro_batch=SPLITS[split],
-        training__learning_rate=RATE,
-        training__schedule="Constant",
-        training__warmup_steps=0,
         training__max_grad_norm=CLIP if kind == "Clipped" else 0.0,
+        **(_ADAMW if kind == "AdamW" else _SGD),
     )
     model = root / ("tied" if kind == "Tied" else "model")
     prepare(config, rows(ROWS), model_dir=str(model), tokenizer_dir=str(model))
@@ -74,7 +88,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.fixture(scope="module")
 def references(runs: dict[int, Path]) -> dict[str, Any]:
-    return {kind: _plain(runs[1], kind) for kind in ("Full", "LoRA", "Tied", "Clipped")}
+    return {kind: _plain(runs[1], kind) for kind in ("Full", "LoRA", "Tied", "Clipped", "AdamW")}
 
 
 def _plain(root: Path, kind: str) -> dict[str, Any]:
@@ -89,6 +103,14 @@ def _plain(root: Path, kind: str) -> dict[str, Any]:
     sampler = Sampler(ROWS, BATCH, STEPS * BATCH, seed=7)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     start = {name: p.detach().clone() for name, p in learning.items()}
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for name, p in learning.items() if "norm" not in name], "weight_decay": DECAY},
+            {"params": [p for name, p in learning.items() if "norm" in name], "weight_decay": 0.0},
+        ],
+        betas=BETAS,
+        eps=EPSILON,
+    )
     lines = []
     for step in range(STEPS):
         examples = [tokens[int(row)] for row in sampler.rows(step)]
@@ -101,6 +123,11 @@ def _plain(root: Path, kind: str) -> dict[str, Any]:
         if kind == "Clipped":
             assert norm > 2 * CLIP
             torch.nn.utils.clip_grad_norm_(learning.values(), CLIP)
+        if kind == "AdamW":
+            for group in adamw.param_groups:
+                group["lr"] = ADAM_RATE * (step + 1) / 2  # warm-up over one step, then the top
+            adamw.step()
+            continue
         with torch.no_grad():
             for parameter in learning.values():
                 parameter -= RATE * parameter.grad

@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 
-from posttrain_api.trainer import TrainerConfig
+from posttrain_api.trainer import Topology, TrainerConfig
 from posttrain_trainer import checkpoint_files as files_module
 from posttrain_trainer import engine as engine_module
 from posttrain_trainer import losses as losses_module
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import Job, Outside, assemble, course_of
+from posttrain_trainer.batching import MicroBatch
 from posttrain_trainer.checkpoint import State
 from posttrain_trainer.checkpoint_files import committed, damaged
+from posttrain_trainer.engine import EngineSettings
 from posttrain_trainer.export import Finished, export
 from posttrain_trainer.loop import Loop
 from posttrain_trainer.prepared import read_manifest
@@ -63,7 +65,8 @@ def cells(run_dir: str, names: list[str], result: str) -> None:
         assert prepared is not None
         lines = Lines()
         outside = Outside(observers=[lines]) if runtime.first else Outside()
-        parts, resolved = assemble(Job(config, prepared, runtime), outside, sgd)
+        optimizer = None if name.startswith("AdamW") else sgd
+        parts, resolved = assemble(Job(config, prepared, runtime), outside, optimizer)
         assert Loop(parts, course_of(config, resolved), runtime, State()).run()
         weights = parts.engine.weights()
         if weights is not None:
@@ -73,6 +76,44 @@ def cells(run_dir: str, names: list[str], result: str) -> None:
         del parts
         gc.collect()
     Path(result).touch()
+
+
+class _TwoWeights(torch.nn.Module):
+    """log p = first·token, and + second·token where the row begins with token 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.ones(4))
+        self.second = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, ids: torch.Tensor, index: torch.Tensor, targets: torch.Tensor) -> Any:
+        weight = self.first + self.second if int(ids[0, 0]) == 1 else self.first
+        score = (weight * ids[0].float()).sum()[None]
+        return score, score.detach(), score.detach()
+
+
+def unused_in_a_step(zero: int, result: str) -> None:
+    """Two steps; the second parameter has a gradient in the first only. Keeps both as lists after each step."""
+    engine_module.PERSISTENCE_THRESHOLD = 0
+    topology = Topology(nodes=1, processes_per_node=1, gpus_per_node=0)
+    runtime_module.start(topology, 0)
+    model = _TwoWeights()
+    engine = engine_module.Engine(model, sgd([{"params": list(model.parameters())}]), EngineSettings(zero, 0.0))
+    kept = []
+    for begin in (1, 2):
+        ids = torch.tensor([[begin, 1, 1, 1]])
+        engine.backward(engine.forward(MicroBatch(ids, ids[0], ids[0], torch.ones(1), 4))[0].sum())
+        engine.set_learning_rate(0.5)
+        engine.step()
+        with engine.gathered(engine.module.parameters()):
+            kept.append([parameter.tolist() for parameter in engine.module.parameters()])
+    Path(result).write_text(json.dumps(kept))
+
+
+def draw(seed: int, folder: str) -> None:
+    """The first random numbers of a rank."""
+    runtime = runtime_module.start(Topology(nodes=1, processes_per_node=2, gpus_per_node=0), seed)
+    (Path(folder) / f"drawn-{runtime.rank}").write_text(str(torch.rand(3).tolist()))
 
 
 def die_after_line(step: int) -> None:
@@ -114,16 +155,17 @@ def die_in_save(place: str, step: int) -> None:
     work()
 
 
-def fenced_before_the_export(result: str) -> None:
-    """A worker that a newer attempt overtakes between its last step and its export."""
+def overtaken(place: str, result: str) -> None:
+    """A worker that a newer attempt overtakes inside its first save, or between its last step and its export."""
     config = TrainerConfig.model_validate_json(Path(os.environ["POSTTRAIN_CONFIG"]).read_text())
-    run = Loop.run
+    owner, name = {"save": (engine_module.Engine, "save"), "export": (Loop, "run")}[place]
+    original = getattr(owner, name)
 
-    def run_and_lose(loop: Loop) -> bool:
+    def lose_and_go_on(*given: Any) -> Any:
         (Path(config.run_dir) / "attempt.json").write_text('{"attempt": 3}')
-        return run(loop)
+        return original(*given)
 
-    Loop.run = run_and_lose  # type: ignore[method-assign]
+    setattr(owner, name, lose_and_go_on)
     try:
         end = Worker(config).run()
     except Exception as error:  # noqa: BLE001  as in the worker's main
