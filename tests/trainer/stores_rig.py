@@ -1,9 +1,10 @@
 """Runs in .build/stores: an S3 server and a GCS server on loopback, both with doors that check credentials.
 
-`python stores_rig.py FOLDER` uploads FOLDER/<bucket>/<key> to both, with an empty object `x/` for each folder (as
-consoles make them), prints one JSON line with addresses and credentials, and serves until standard input closes. S3 is
-moto's server, which checks signatures and policies; Google's emulator checks nothing, so a door before it checks the
-signature of the token that a service account's key makes. The bucket `public` is open to everybody.
+`python stores_rig.py FOLDER CERTIFICATE` uploads FOLDER/<bucket>/<key> to both, with an empty object `x/` for each
+folder (as consoles make them), prints one JSON line with addresses and credentials, and serves until standard input
+closes; the same over TLS, with a new certificate in the file CERTIFICATE. S3 is moto's server, which checks signatures
+and policies; Google's emulator checks nothing, so a door before it checks the signature of the token that a service
+account's key makes. The bucket `public` is open to everybody.
 
 `/_log` of either: the requests so far, one a line. `/_fail/TEXT`: answer 500 where the path contains TEXT
 (`/_fail/`: no more).
@@ -12,7 +13,9 @@ signature of the token that a service account's key makes. The bucket `public` i
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import http.client
+import ipaddress
 import json
 import sys
 import threading
@@ -22,6 +25,7 @@ from typing import Any
 from urllib.parse import quote
 
 import boto3
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -67,11 +71,34 @@ class Quiet(WSGIRequestHandler):
         """Silence."""
 
 
-def serve(app: Any) -> str:
+def serve(app: Any, certificate: Path | None = None) -> str:
     """Starts it in a thread; its address."""
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+    tls = (str(certificate), str(certificate)) if certificate else None
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet, ssl_context=tls)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.server_port}"
+    return f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
+
+
+def certificate(file: Path) -> Path:
+    """Key and self-signed certificate for loopback, in one file."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "stores")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    file.write_bytes(pem(key) + made.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+def pem(key: rsa.RSAPrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def objects(seed: Path) -> list[tuple[str, str, bytes]]:
@@ -85,7 +112,7 @@ def objects(seed: Path) -> list[tuple[str, str, bytes]]:
     return found
 
 
-def s3(seed: Path) -> dict[str, Any]:
+def s3(seed: Path, ca: Path) -> dict[str, Any]:
     """moto, seeded, then with its checks on."""
     app = DomainDispatcherApplication(create_backend_app)
     alone = threading.Lock()
@@ -113,7 +140,7 @@ def s3(seed: Path) -> dict[str, Any]:
     door.may = lambda request: "Authorization" in request.headers or request.path.startswith("/public")
     door.into = into
     door.log.clear()
-    return {"url": url, "users": users}
+    return {"url": url, "tls": serve(door, ca), "users": users}
 
 
 def policy(actions: str) -> str:
@@ -141,7 +168,7 @@ def session(client: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def gs(seed: Path) -> dict[str, Any]:
+def gs(seed: Path, ca: Path) -> dict[str, Any]:
     """Google's emulator behind a door that knows one service account, and a metadata server."""
     emulator = create_server("127.0.0.1", 0, in_memory=True)
     emulator._api.daemon = True
@@ -162,20 +189,23 @@ def gs(seed: Path) -> dict[str, Any]:
         )
         return Response(body, status, content_type=kind)(environ, start_response)
 
-    url = serve(Door(lambda request: "/b/public" in request.path or known(request, key), into))
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
+    door = Door(lambda request: "/b/public" in request.path or known(request, key), into)
+    url = serve(door)
     credentials = {
         "type": "service_account",
         "project_id": "p",
         "private_key_id": "kid",
-        "private_key": pem,
+        "private_key": pem(key).decode(),
         "client_email": "trainer@p.iam.gserviceaccount.com",
         "client_id": "1",
         "token_uri": f"{url}/token",
     }
-    return {"url": url, "credentials": credentials, "metadata": serve(metadata).removeprefix("http://")}
+    return {
+        "url": url,
+        "tls": serve(door, ca),
+        "credentials": credentials,
+        "metadata": serve(metadata).removeprefix("http://"),
+    }
 
 
 def ask(port: int, method: str, path: str, data: bytes, kind: str | None) -> tuple[int, str, bytes]:
@@ -210,5 +240,6 @@ def metadata(environ: Any, start_response: Any) -> Any:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    print(json.dumps({"s3": s3(folder), "gs": gs(folder)}), flush=True)
+    authority = certificate(Path(sys.argv[2]))
+    print(json.dumps({"s3": s3(folder, authority), "gs": gs(folder, authority), "ca": sys.argv[2]}), flush=True)
     sys.stdin.read()

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from stores_kit import PYTHON, RIG, Stores
 from posttrain_api import names
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import DataSource, ModelConfig, Source
-from posttrain_trainer import buckets, object_store
+from posttrain_trainer import buckets, listings, object_store
 from posttrain_trainer.errors import TrainerFailure, classify
 from posttrain_trainer.fetch import Fetched, Fetcher
 from posttrain_trainer.kinds import Kind
@@ -50,7 +52,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stores(seed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    command = [str(PYTHON), str(RIG), str(seed)]
+    command = [str(PYTHON), str(RIG), str(seed), str(tmp_path_factory.mktemp("tls") / "ca.pem")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as rig:
         assert rig.stdout is not None
         yield Stores(json.loads(rig.stdout.readline()), tmp_path_factory.mktemp("secrets"))
@@ -203,6 +205,25 @@ def test_missing_bucket(stores: Stores, tmp_path: Path) -> None:
     assert (reason, "there is no bucket 'dada'" in message) == (Reason.MODEL_NOT_FOUND, True)
 
 
+def test_bucket_in_another_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(301)
+            self.send_header("x-amz-bucket-region", "eu-west-1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silence."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        reason, message = refused(tmp_path, "s3://data/x", None)
+        server.shutdown()
+    assert (reason, "Set AWS_REGION" in message) == (Reason.DATASET_NOT_FOUND, True)
+
+
 @BOTH
 def test_unreachable(stores: Stores, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "AWS_ENDPOINT_URL" if scheme == "s3" else "GCS_ENDPOINT_URL"
@@ -236,11 +257,11 @@ def test_an_attempt_that_was_cut_off_goes_on(stores: Stores, seed: Path, tmp_pat
 def test_what_changed_before_an_attempt_was_whole_is_fetched_anew(stores: Stores, tmp_path: Path) -> None:
     uri, secret = "s3://data/sets/shards", stores.good("s3")
     fetched = fetch(tmp_path, uri, secret)
-    listing = fetched.path.parent / object_store.LISTING
-    kept = object_store.Listing.read(listing)
+    listing = fetched.path.parent / listings.LISTING
+    kept = listings.Listing.read(listing)
     assert kept is not None
     old = tuple(dataclasses.replace(item, written=0) if "part-0" in item.name else item for item in kept.items)
-    listing.write_text(object_store.Listing(False, old).to_json())
+    listing.write_text(listings.Listing(False, old).to_json())
     (fetched.path / "part-1.jsonl").unlink()
     (fetched.path / "part-0.jsonl").write_bytes(b"x" * (fetched.path / "part-0.jsonl").stat().st_size)
     assert fetch(tmp_path, uri, secret) == fetched
@@ -272,11 +293,16 @@ def test_key_that_would_leave_the_folder(tmp_path: Path) -> None:
 
 @BOTH
 def test_a_job_is_prepared_and_no_credential_is_left(stores: Stores, tmp_path: Path, scheme: str) -> None:
-    secret = stores.good(scheme)
+    """Over TLS, as at a cloud, by a CA of our own."""
+    secret = stores.tls_secret(scheme)
     model = ModelConfig(source=Source(uri=f"{scheme}://data/tiny", secret_path=secret))
     rows = DataSource(uri=f"{scheme}://data/sets/shards", secret_path=secret)
     config = job(tmp_path, [rows], stage="SFT", model=model)
     env = {**os.environ, names.ENV_CONFIG: str(write_config(config, tmp_path / "config"))}
+    refused = run_module("posttrain_trainer.prepare", env)
+    assert "certificate" in refused.stderr
+    assert not (tmp_path / "run" / names.PREPARED_DIR / "manifest.json").exists()
+    env["SSL_CERT_FILE"] = stores.facts["ca"]
     done = run_module("posttrain_trainer.prepare", env)
     assert done.returncode == 0, done.stderr
     prepared = read_manifest(tmp_path / "run" / names.PREPARED_DIR)

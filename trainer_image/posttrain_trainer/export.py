@@ -154,13 +154,14 @@ def _manifest(
 
 
 def _base_name(config: TrainerConfig, revision: str | None) -> tuple[str | None, str | None]:
-    """What AutoPeftModel looks the base up by: the hub's name, or the folder it was mounted at."""
+    """What AutoPeftModel looks the base up by: the hub's name, or the folder it was mounted at; else the URI,
+    for people."""
     source = config.model.source
     if source is None:
         return None, None
     if source.uri.startswith("hf://"):
         return source.uri.removeprefix("hf://"), revision or source.revision
-    return source.path, None
+    return source.path or source.uri, None
 
 
 def _replace(temporary: Path, final: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import json
 import logging
 import os
 import threading
@@ -27,10 +26,10 @@ from posttrain_trainer.buckets import Bucket, Denied, Missing, buckets
 from posttrain_trainer.data.readers import FORMATS
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.kinds import DENIED, NOT_FOUND, Kind, model_patterns
+from posttrain_trainer.listings import LISTING, Item, Listing
 from posttrain_trainer.nearest import SHOWN, names_sentence
 from posttrain_trainer.progress import Progress
 
-LISTING = "listing.json"
 FILES = "files"
 CHUNK = 8 * 2**20
 AT_ONCE = 4
@@ -71,53 +70,6 @@ class Wanted:
         return root / "objects" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Item:
-    """One object: its name below the source's URI, bytes, and when it was written (ns since 1970)."""
-
-    name: str
-    size: int
-    written: int
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The objects of a source. `single`: the URI names an object, not a folder of them."""
-
-    single: bool
-    items: tuple[Item, ...]
-
-    @property
-    def revision(self) -> str:
-        """`sha256:<hex>` over names, sizes and times."""
-        return "sha256:" + hashlib.sha256(self.to_json().encode()).hexdigest()
-
-    def to_json(self) -> str:
-        """What is kept."""
-        rows = [[item.name, item.size, item.written] for item in self.items]
-        return json.dumps({"single": self.single, "items": rows}, indent=1)
-
-    @classmethod
-    def read(cls, file: Path) -> Listing | None:
-        """The kept one; None where none was kept, or not by this release."""
-        if not file.is_file():
-            return None
-        try:
-            value = json.loads(file.read_text())
-            return cls(value["single"], tuple(Item(*row) for row in value["items"]))
-        except (ValueError, TypeError, KeyError):
-            _log.warning("%s cannot be read: asking the store anew", file)
-            return None
-
-    def missing(self, files: Path) -> list[Item]:
-        """What is not there in full."""
-        return [item for item in self.items if not _complete(files / item.name, item.size)]
-
-    def place(self, files: Path) -> Path:
-        """What the URI stands for on this machine."""
-        return files / self.items[0].name if self.single else files
-
-
 def fetch(wanted: Wanted, root: Path) -> tuple[Path, str]:
     """The source's file or folder below `root`, and its revision.
 
@@ -139,10 +91,6 @@ def fetch(wanted: Wanted, root: Path) -> tuple[Path, str]:
     temporary.replace(folder / LISTING)
     _download_all(_Download(bucket, wanted, files, listing), listing.missing(files))
     return listing.place(files), listing.revision
-
-
-def _complete(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
 
 
 def _remove_changed(kept: Listing, now: Listing, files: Path) -> None:
