@@ -74,11 +74,22 @@ class Executor:
     async def _publish(self, job: JobRecord, create: Create) -> None:
         """The CA bundle. Where it is refused the pods report to nobody, which disturbs no training."""
         try:
-            await self._cluster.apply(_KINDS[create.kind], job.key.namespace, create.body, _OBJECT_MANAGER)
-        except (Forbidden, Invalid, WebhookFailed) as error:
+            await self._upsert(job, create)
+        except (Forbidden, Invalid, WebhookFailed, AlreadyExists) as error:
             log.warning("%s/%s: the CA bundle was refused, its pods cannot report: %s", *job.key, error)
         else:
             self._findings.published[job.key] = Published(job.uid, create.body["data"][CA_FILE])
+
+    async def _upsert(self, job: JobRecord, create: Create) -> None:
+        """Makes it, or changes the one that is this job's already. AlreadyExists where the name is somebody else's."""
+        kind, namespace = _KINDS[create.kind], job.key.namespace
+        try:
+            await self._cluster.create(kind, namespace, create.body)
+        except AlreadyExists:
+            taken = await self._cluster.get(kind, namespace, create.name)
+            if taken and controller_uid(taken["metadata"]) != job.uid:
+                raise
+            await self._cluster.apply(kind, namespace, create.body, _OBJECT_MANAGER)
 
     def _note_made(self, key: Key, create: Create, made: Mapping[str, Any]) -> None:
         if create.kind is Object.CHILD:
