@@ -7,6 +7,14 @@ import pytest
 import torch
 
 from posttrain_api.reasons import Reason
+from posttrain_api.records import (
+    MAX_TERMINATION_BYTES,
+    Checkpoint,
+    Output,
+    Success,
+    parse_termination,
+    render_termination,
+)
 from posttrain_trainer.errors import TrainerFailure, classify
 from posttrain_trainer.record import clear_ends, failed, preempted, read_ends, succeeded, write_end
 
@@ -71,3 +79,12 @@ def test_ends_round_trip_and_first_word_holds(tmp_path: Path) -> None:
     }
     clear_ends(tmp_path, [1])
     assert set(read_ends(tmp_path, range(3))) == {0}
+
+
+def test_a_success_fits_whatever_its_uris_are_written_in() -> None:
+    uri, time = "€" * 1024, "2026-01-01T00:00:00Z"
+    saved = Checkpoint(step=1, time=time, uri=uri, size_bytes=1, digest="d")
+    output = Output(uri=uri, digest="d", format="peft", size_bytes=1)
+    text = render_termination(Success(output=output, step=1, metrics={"loss": 1.0}, checkpoint=saved))
+    assert len(text.encode()) <= MAX_TERMINATION_BYTES
+    assert parse_termination(text) == Success(output=output, step=1)

@@ -242,7 +242,8 @@ class Ranks:
 @functools.cache
 def _start_server() -> None:
     """The fork server imports with this environment; pytest's own stays as it was."""
-    given = {"PYTHONPATH": str(Path(__file__).parent), "DS_ACCELERATOR": "cpu"}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    given = {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     multiprocessing.forkserver.ensure_running()
