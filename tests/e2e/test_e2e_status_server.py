@@ -45,14 +45,14 @@ def neighbour(url: str) -> Manifest:
 
 
 def test_a_neighbours_token_is_refused(bench: Bench) -> None:
-    bench.apply(job("watched", training={"maxSteps": 200, "batchSize": 64}))
+    bench.apply(job("watched", training={"maxSteps": 100000, "batchSize": 8}))
     bench.until("watched", lambda status: step(status) >= 1)
     path = f"/apis/posttrain.dev/v1alpha1/namespaces/{bench.namespace}/posttrainingjobs/watched/report"
     bench.apply(neighbour(f"https://{RELEASE}.{OPERATOR_NAMESPACE}.svc:10443{path}"))
     bench.kubectl("wait", "pod/neighbour", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
     assert "ANSWER 403" in bench.kubectl("logs", "neighbour")
     assert step(bench.status("watched")) < 777
-    bench.succeeded("watched")
+    bench.kubectl("delete", "ptj", "watched")
 
 
 def test_the_operators_metrics_count_jobs(bench: Bench) -> None:

@@ -67,7 +67,7 @@ def test_two_jobs_of_one_file_run_in_order_and_hand_over(tmp_path: Path) -> None
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    steps = 400
+    steps = 150
     file = write(tmp_path, TEXT_MAP, job("long", TINY, data=FROM_MAP, training={"maxSteps": steps, "batchSize": 16}))
     command = [*RUN, str(file), "--workdir", str(tmp_path / "work"), "--cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
