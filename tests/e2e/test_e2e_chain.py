@@ -113,7 +113,7 @@ def test_prometheus_sees_the_loss_of_metrics_jsonl(bench: Bench) -> None:
     bench.until("scraped", lambda status: step(status) >= 1)
     seen: dict[int, float] = {}
     path = f"/api/v1/namespaces/{bench.namespace}/pods/scraped-master-0:9464/proxy/metrics"
-    while len(seen) < 3 and bench.status("scraped").get("state") == "Running":
+    while len(seen) < 3 and bench.status("scraped").get("state") not in ("Succeeded", "Failed"):
         text = bench.cluster.kubectl("get", "--raw", path, check=False)
         plain = [line.split() for line in text.splitlines() if line.startswith("posttrain_") and "{" not in line]
         values = {name: value for name, value, *_ in plain}
