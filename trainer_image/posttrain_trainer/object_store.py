@@ -137,8 +137,7 @@ def _listing(wanted: Wanted, bucket: Bucket) -> Listing:
 def _below(wanted: Wanted, bucket: Bucket) -> list[Item]:
     with bucket.asked():
         found = bucket.files.get_file_info(pafs.FileSelector(wanted.path, recursive=True, allow_not_found=True))
-    # Consoles make an object `x/` to show a folder x.
-    return [_item(info, wanted) for info in found if info.type == pafs.FileType.File and not info.path.endswith("/")]
+    return [_item(info, wanted) for info in found if info.type == pafs.FileType.File]
 
 
 def _object(wanted: Wanted, bucket: Bucket) -> Item:
