@@ -154,6 +154,8 @@ def answers(hub: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     (work / "secret").mkdir()
     (work / "secret" / "token").write_text(TOKEN + "\n")
     (work / "empty").mkdir()
+    (work / "broken").mkdir()
+    (work / "broken" / "token").write_text(TOKEN[:5] + "\n" + TOKEN[5:])
     secret = str(work / "secret")
     cases: dict[str, tuple[str, dict[str, Any]]] = {
         "model": ("model", {"uri": "hf://org/tiny"}),
@@ -161,6 +163,7 @@ def answers(hub: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         "private": ("model", {"uri": "hf://private/tiny", "secret_path": secret}),
         "no token": ("model", {"uri": "hf://private/tiny"}),
         "empty secret": ("model", {"uri": "hf://private/tiny", "secret_path": str(work / "empty")}),
+        "broken token": ("model", {"uri": "hf://private/tiny", "secret_path": str(work / "broken")}),
         "gated": ("model", {"uri": "hf://gated/tiny", "secret_path": secret}),
         "none": ("model", {"uri": "hf://org/nothing"}),
         "no revision": ("model", {"uri": "hf://org/tiny", "revision": "v9"}),
@@ -210,6 +213,7 @@ def test_token_of_the_secret_and_no_other(answers: dict[str, Any]) -> None:
     [
         ("no token", Reason.MODEL_NOT_FOUND, "set secretRef"),
         ("empty secret", Reason.MODEL_ACCESS_DENIED, "no key `token`"),
+        ("broken token", Reason.MODEL_ACCESS_DENIED, "not one line of ASCII"),
         ("gated", Reason.MODEL_ACCESS_DENIED, "Accept its terms"),
         ("none", Reason.MODEL_NOT_FOUND, "hf://org/nothing: the hub has no such model"),
         ("no revision", Reason.MODEL_NOT_FOUND, "no revision 'v9'"),
@@ -221,7 +225,7 @@ def test_token_of_the_secret_and_no_other(answers: dict[str, Any]) -> None:
 def test_refusals(answers: dict[str, Any], case: str, reason: Reason, part: str) -> None:
     assert answers[case].get("reason") == reason, answers[case]
     assert part in answers[case]["message"]
-    assert TOKEN not in answers[case]["message"]
+    assert TOKEN[5:] not in answers[case]["message"]
 
 
 def test_splits(answers: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from prepare_kit import (
 
 from posttrain_trainer import prepare as prepare_module
 from posttrain_trainer import tokenizer as tokenizers_
+from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.prepare import prepare
 from posttrain_trainer.prepared import TokenSet, read_manifest
 
@@ -109,6 +110,20 @@ def test_second_time_does_nothing(tmp_path: Path, model: Path, monkeypatch: pyte
     assert second.config_digest != first.config_digest
     assert second.data_digest == first.data_digest
     assert not Path(first.train_dir).exists()
+
+
+def test_an_attempt_that_was_overtaken_leaves_its_successors_data(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sft(tmp_path, model, pairs(9))
+    successor = Path(config.run_dir) / "prepared" / "attempt-3"
+    successor.mkdir(parents=True)
+    (Path(config.run_dir) / "attempt.json").write_text('{"attempt": 3}')
+    monkeypatch.setenv("POSTTRAIN_ATTEMPT", "2")
+    with pytest.raises(TrainerFailure, match="attempt 3 has taken over"):
+        prepare(config)
+    assert successor.exists()
+    assert not (Path(config.run_dir) / "prepared" / "manifest.json").exists()
 
 
 def test_digests_tell_data_and_models_apart(tmp_path: Path, model: Path) -> None:

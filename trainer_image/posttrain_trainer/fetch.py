@@ -7,10 +7,10 @@ up once and kept, so that every attempt of a job sees the same files.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 import huggingface_hub as hub
 from huggingface_hub import errors as hub_errors
 
@@ -72,7 +72,7 @@ class Fetcher:
             ) from error
         except hub_errors.HfHubHTTPError as error:
             raise self._http_failure(source, kind, error) from error
-        except (httpx2.HTTPError, hub_errors.LocalEntryNotFoundError) as error:
+        except (hub_errors.HTTPError, hub_errors.LocalEntryNotFoundError) as error:  # type: ignore[attr-defined]
             raise TrainerFailure(
                 Reason.TRAINER_ERROR, f"{source.uri}: the hub {hub.constants.ENDPOINT} cannot be reached: {error}"
             ) from error
@@ -136,9 +136,14 @@ def _token(source: Source) -> str | bool:
         return False
     file = Path(source.secret_path) / "token"
     try:
-        return file.read_text().strip()
+        token = file.read_text(errors="replace").strip()
     except OSError as error:
-        raise TrainerFailure(
-            Reason.MODEL_ACCESS_DENIED,
-            f"{source.uri}: the Secret of secretRef has no key `token` ({file}: {error.strerror}). Add it.",
-        ) from error
+        raise _unusable_token(source, f"has no key `token` ({file}: {error.strerror}). Add it.") from error
+    # Checked here: the client's own complaint about such a header would quote the token.
+    if not re.fullmatch(r"[!-~]+", token):
+        raise _unusable_token(source, "has a key `token` that is not one line of ASCII without spaces. Store it anew.")
+    return token
+
+
+def _unusable_token(source: Source, why: str) -> TrainerFailure:
+    return TrainerFailure(Reason.MODEL_ACCESS_DENIED, f"{source.uri}: the Secret of secretRef {why}")

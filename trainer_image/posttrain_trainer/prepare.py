@@ -27,6 +27,7 @@ from posttrain_trainer.data.rows import RowRefused, Text, parse_row
 from posttrain_trainer.data.tokenise import Limits, Tokeniser
 from posttrain_trainer.data.vocabulary import Vocabulary
 from posttrain_trainer.environment import load_config
+from posttrain_trainer.fence import Fence
 from posttrain_trainer.fetch import Fetcher
 from posttrain_trainer.model_start import StartModel, given_model, scratch_model
 from posttrain_trainer.prepared import MANIFEST, Prepared, read_manifest, write_manifest
@@ -83,6 +84,9 @@ def prepare(config: TrainerConfig) -> Prepared:
         shutil.rmtree(paths.attempt)
     paths.attempt.mkdir(parents=True)
     prepared = _prepare(config, paths, digest)
+    if ENV_ATTEMPT in os.environ:
+        # A node that was cut off must not take the place of its successor's data, nor delete them.
+        Fence(Path(config.run_dir), int(os.environ[ENV_ATTEMPT])).check()
     write_manifest(paths.root, prepared)
     _remove_others(paths)
     return prepared
