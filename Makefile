@@ -124,7 +124,7 @@ unit: env stores ## the tests that need no cluster
 	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not cluster and not e2e" $(PYTEST_ARGS) </dev/null
 
 cluster: env images-local binaries ## the tests on a real control plane, whole training jobs included
-	$(PY) -m pytest -m "cluster or e2e" $(PYTEST_ARGS) </dev/null
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m "cluster or e2e" $(PYTEST_ARGS) </dev/null
 
 test: env images-local binaries lint unit cluster ## everything, from a fresh machine on: what CI runs
 

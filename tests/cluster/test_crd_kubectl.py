@@ -18,7 +18,7 @@ from tests.api.rule_cases import job
 from tests.api.yaml_cases import SCALARS
 from tests.cluster.crd_rig import JOBS, REPOSITORY, Rig
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("crd")]
 NOW = "2026-01-31T12:00:00Z"
 
 

@@ -16,7 +16,7 @@ from posttrain_api.rules import CHECKED_RULES
 from tests.api.rule_cases import ACCEPTED, PRETRAIN, REFUSED_BY_RULE, REFUSED_BY_SCHEMA, UNKNOWN, Refused, job
 from tests.cluster.crd_rig import Rig
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("crd")]
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

@@ -10,7 +10,7 @@ import pytest
 from tests.api.rule_cases import EVAL, REMOVE, job
 from tests.cluster.crd_rig import JOBS, Rig
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("crd")]
 NOW = "2026-01-31T12:00:00Z"
 STARTED = {
     "backend": {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "x", "uid": "u"},
