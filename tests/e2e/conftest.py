@@ -27,8 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "e2e" in item.path.parts:
             item.add_marker(pytest.mark.timeout(700))
-            # One process has the cluster of them all; runs without one may stand beside it.
-            item.add_marker(pytest.mark.xdist_group("local-run" if "local_run" in item.path.name else "e2e"))
 
 
 def images() -> dict[str, dict[str, object]]:

@@ -10,7 +10,7 @@ import e2e_models
 import pytest
 from e2e_kit import PAIRS, TEXTS, TINY_SFT, Bench, Manifest, job, merged, restarts
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 LONG = {"prompt": "What is 1+1?", "completion": " " + "2" * 400}
 TURNS = (("user", "1+1?"), ("assistant", "2"))

@@ -7,7 +7,7 @@ import json
 import pytest
 from e2e_kit import TINY, TINY_SFT, Bench, job, restarts, step, waiting
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 STEPS, TUNING_STEPS = 6, 4
 

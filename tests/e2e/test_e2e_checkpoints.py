@@ -7,7 +7,7 @@ import shutil
 import pytest
 from e2e_kit import Bench, Manifest, job
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 STEPS = 4
 

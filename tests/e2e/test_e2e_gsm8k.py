@@ -11,7 +11,7 @@ import e2e_models
 import pytest
 from e2e_kit import TINY_SFT, Bench, job
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 DATA = Path(os.environ.get("POSTTRAIN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data") / "gsm8k"
 ROWS, STEPS = 256, 6

@@ -7,7 +7,7 @@ import time
 import pytest
 from e2e_kit import TINY_SFT, Bench, condition, job, stalled, step, waiting
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 LONG = {"maxSteps": 100000, "batchSize": 32}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from e2e_kit import OPERATOR_NAMESPACE, Bench, Manifest, condition, job, restarts, step
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 STEPS, EVERY = 400, 40
 

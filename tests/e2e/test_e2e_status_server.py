@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from e2e_kit import OPERATOR_NAMESPACE, RELEASE, Bench, Manifest, job, step
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 ASK = """
 import json, ssl, sys, urllib.error, urllib.request

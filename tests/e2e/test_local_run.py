@@ -15,7 +15,7 @@ import pytest
 import yaml
 from e2e_kit import PAIRS, TEXTS, TINY, TINY_SFT, Manifest, job
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("local-run")]
 
 RUN = [sys.executable, "-m", "posttrain_cli", "run"]
 TEXT_MAP = {
