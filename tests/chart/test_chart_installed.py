@@ -37,8 +37,14 @@ def installed() -> Iterator[Cluster]:
         cluster.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
         cluster.kubectl("create", "namespace", "team")
         cluster.helm("install", "posttrain-operator", CHART, "--namespace", NAMESPACE)
-        cluster.kubectl("wait", "--for=condition=Established", "crd/posttrainingjobs.posttrain.dev", "--timeout=30s")
+        wait_until(lambda: established(cluster, "posttrainingjobs.posttrain.dev"), "the kind to be served")
         yield cluster
+
+
+def established(cluster: Cluster, kind: str) -> bool:
+    """`kubectl wait` itself fails where the status has no conditions yet."""
+    path = "-o=jsonpath={.status.conditions[?(@.type=='Established')].status}"
+    return cluster.kubectl("get", "crd", kind, path).strip() == "True"
 
 
 def allowed(cluster: Cluster, who: str, verb: str, what: str, namespace: str = "team") -> bool:
@@ -137,7 +143,7 @@ def test_the_notes_know_whether_the_training_operator_is_there(installed: Cluste
     binaries.ensure(["training-operator"])
     kind = binaries.manifests("training-operator") / "crds" / "kubeflow.org_pytorchjobs.yaml"
     installed.kubectl("apply", "--server-side", "-f", str(kind))
-    installed.kubectl("wait", "--for=condition=Established", "crd/pytorchjobs.kubeflow.org", "--timeout=30s")
+    wait_until(lambda: established(installed, "pytorchjobs.kubeflow.org"), "the kind to be served")
     wait_until(lambda: "BackendMissing" not in installed.helm(*upgrade), "the notes to see the new kind")
 
 

