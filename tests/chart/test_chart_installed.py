@@ -43,8 +43,8 @@ def installed() -> Iterator[Cluster]:
 
 def established(cluster: Cluster, kind: str) -> bool:
     """`kubectl wait` itself fails where the status has no conditions yet."""
-    path = "-o=jsonpath={.status.conditions[?(@.type=='Established')].status}"
-    return cluster.kubectl("get", "crd", kind, path).strip() == "True"
+    conditions = cluster.get("crd", kind)["status"].get("conditions") or []
+    return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
 
 
 def allowed(cluster: Cluster, who: str, verb: str, what: str, namespace: str = "team") -> bool:
