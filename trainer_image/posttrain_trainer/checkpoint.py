@@ -94,11 +94,16 @@ class Checkpoints:
             if full is not None:
                 raise full from error
             raise
-        final = files.folder_of(self._place.root, state.step)
-        self._runtime.control.barrier()
-        saved = Committed(final, Manifest.model_validate_json((final / files.MANIFEST).read_text()))
-        self.last = self._describe(saved)
-        return self.last
+        # Rank 0 tells the others: a rename on a network file system may show late on another node.
+        saved: Checkpoint = self._runtime.control.gather(self._committed(state.step))[0]
+        self.last = saved
+        return saved
+
+    def _committed(self, step: int) -> Checkpoint | None:
+        if not self._runtime.first:
+            return None
+        final = files.folder_of(self._place.root, step)
+        return self._describe(Committed(final, Manifest.model_validate_json((final / files.MANIFEST).read_text())))
 
     def _write(self, temporary: Path, engine: Engine, state: State, random_state: dict[str, Any]) -> None:
         runtime = self._runtime
