@@ -87,7 +87,7 @@ class Checkpoints:
         whole."""
         temporary = files.temporary_of(self._place.root, state.step, self.fence.attempt)
         try:
-            self._write(temporary, engine, state, random_state)
+            committed = self._write(temporary, engine, state, random_state)
         except Exception as error:
             full = _storage_full(error, self._place.root)
             shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
@@ -95,17 +95,12 @@ class Checkpoints:
                 raise full from error
             raise
         # Rank 0 tells the others: a rename on a network file system may show late on another node.
-        saved: Checkpoint = self._runtime.control.gather(self._committed(state.step))[0]
+        saved: Checkpoint = self._runtime.control.gather(self._describe(committed) if committed else None)[0]
         self.last = saved
         return saved
 
-    def _committed(self, step: int) -> Checkpoint | None:
-        if not self._runtime.first:
-            return None
-        final = files.folder_of(self._place.root, step)
-        return self._describe(Committed(final, Manifest.model_validate_json((final / files.MANIFEST).read_text())))
-
-    def _write(self, temporary: Path, engine: Engine, state: State, random_state: dict[str, Any]) -> None:
+    def _write(self, temporary: Path, engine: Engine, state: State, random_state: dict[str, Any]) -> Committed | None:
+        """The committed checkpoint on rank 0, None on the others."""
         runtime = self._runtime
         if runtime.first:
             self.fence.check()
@@ -119,12 +114,15 @@ class Checkpoints:
         runtime.control.barrier()
         mine = files.files_below(temporary)[runtime.rank :: runtime.ranks]
         parts = runtime.control.gather(files.entries(temporary, mine))
-        if runtime.first:
-            listed = {name: entry for part in parts for name, entry in part.items()}
-            manifest = Manifest(step=state.step, time=utc_now(), attempt=self.fence.attempt, files=listed)
-            self.fence.check()
-            files.commit(temporary, files.folder_of(self._place.root, state.step), manifest)
-            files.prune(self._place.root, self._place.keep)
+        if not runtime.first:
+            return None
+        listed = {name: entry for part in parts for name, entry in part.items()}
+        manifest = Manifest(step=state.step, time=utc_now(), attempt=self.fence.attempt, files=listed)
+        final = files.folder_of(self._place.root, state.step)
+        self.fence.check()
+        files.commit(temporary, final, manifest)
+        files.prune(self._place.root, self._place.keep)
+        return Committed(final, manifest)
 
     def _prepare_root(self) -> None:
         if self._runtime.first:
