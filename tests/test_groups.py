@@ -1,4 +1,4 @@
-"""Groups of pytest-xdist hold: some pairs of versions ignore them without a word, and then each worker starts a cluster."""
+"""Groups of pytest-xdist hold: some pairs of versions ignore them without a word; then each worker starts a cluster."""
 
 import os
 
