@@ -59,11 +59,16 @@ def _index(ip: IPRoute, name: str) -> int:
     return int(found[0])
 
 
+BRIDGE_MAC = "02:00:0a:f4:00:01"
+"""Given, because a bridge without one takes the lowest of its ports': it would change as pods come and go, and
+whoever remembers the old one sends into the void for half a minute."""
+
+
 def make_bridge(name: str, address: str, prefix: int) -> None:
     """A bridge with an address and the default route (the API server refuses to start without one); `lo` goes up."""
     with IPRoute() as ip:
         ip.link("set", index=_index(ip, "lo"), state="up")
-        ip.link("add", ifname=name, kind="bridge")
+        ip.link("add", ifname=name, kind="bridge", address=BRIDGE_MAC)
         bridge = _index(ip, name)
         ip.addr("add", index=bridge, address=address, prefixlen=prefix)
         ip.link("set", index=bridge, state="up")

@@ -13,7 +13,7 @@ from e2e_kit import OPERATOR_NAMESPACE, Bench, Manifest, condition, job, restart
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-STEPS, EVERY = 400, 40
+STEPS, EVERY = 1000, 100
 
 
 def long_job(name: str, **resources: int) -> Manifest:
