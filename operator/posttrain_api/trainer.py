@@ -8,7 +8,7 @@ there.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ CONTRACT = 1
 """Version of this file's meaning. An image that speaks another one ends with ImageIncompatible."""
 
 Auto = Literal["Auto"]
+Algorithm = Literal["DPO", "IPO", "Hinge", "RobustDPO", "APOZero", "APODown", "SimPO"]
+"""Preference losses; cDPO is DPO with label smoothing."""
 
 
 class JobIdentity(Model):
@@ -50,6 +52,8 @@ class DataSource(Source):
     columns: dict[str, str] = Field(default_factory=dict)
     """{our name: the data's name}."""
     max_rows: int | None = None
+    weight: float = 1.0
+    """Passes over this source per epoch."""
 
 
 class DataConfig(Model):
@@ -58,7 +62,9 @@ class DataConfig(Model):
     train: tuple[DataSource, ...]
     eval: tuple[DataSource, ...] = ()
     max_length: int
-    loss_on: Literal["Auto", "Completion", "All"]
+    max_prompt_length: int | None = None
+    """None: only `max_length` holds."""
+    loss_on: Literal["Auto", "Completion", "Assistant", "All"]
     too_long: Literal["Skip", "Split", "Truncate", "Fail"]
     too_long_max_fraction: float
     bad_rows_policy: Literal["Fail", "Skip"]
@@ -86,6 +92,8 @@ class ModelConfig(Model):
     """The starting policy: exactly one of `source` and `scratch`."""
 
     source: Source | None = None
+    adapters: tuple[Source, ...] = ()
+    """Adapters of earlier jobs on `source`, oldest first: merged into it in memory."""
     scratch: Scratch | None = None
     dtype: Literal["Auto", "BF16", "FP32"] = "Auto"
     attention: Literal["Auto", "SDPA", "Eager"] = "Auto"
@@ -93,13 +101,26 @@ class ModelConfig(Model):
     chat_template: str | None = None
 
 
+class ReferenceConfig(Model):
+    """The reference policy where it is not the starting policy."""
+
+    source: Source
+    adapters: tuple[Source, ...] = ()
+
+
 class LoraConfig(Model):
-    """h = (W + (alpha/rank)·B·A)·x; `target_modules` are peft's names, `all-linear` = all but the head."""
+    """h = (W + (alpha/rank)·B·A)·x; `target_modules` are peft's names, `all-linear` = all but the head.
+
+    `rslora`: alpha/√rank instead; `dora`: magnitude and direction apart; `continue_adapter`: the last of
+    `model.adapters` is trained further instead of being merged, and rank, alpha and targets are its own."""
 
     rank: int
     alpha: float
     dropout: float
     target_modules: tuple[str, ...]
+    rslora: bool = False
+    dora: bool = False
+    continue_adapter: bool = False
 
 
 class TrainingConfig(Model):
@@ -121,7 +142,45 @@ class TrainingConfig(Model):
     max_grad_norm: float
     """0 switches clipping off."""
     seed: int
-    precision: Literal["FP32"] = "FP32"
+    precision: Literal["FP32", "BF16"] = "FP32"
+    gradient_checkpointing: bool | Auto = False
+
+
+class DeepSpeedConfig(Model):
+    """What the job may say of DeepSpeed beside the ZeRO stage. `overrides` are laid over our configuration."""
+
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+
+class PreferenceConfig(Model):
+    """Stage Preference (research: DPO and its family). `gamma_beta_ratio` is SimPO's γ/β.
+
+    `cache_reference`: the reference's log-probabilities are computed once and kept on storage."""
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    sft_weight: float = 0.0
+    gamma_beta_ratio: float = 0.5
+    cache_reference: bool = False
+
+
+class RewardModelConfig(Model):
+    """Stage RewardModel. `centering`: λ of λ·(r_c + r_r)²; `margin_column`: the data's column with the margin m."""
+
+    centering: float = 0.0
+    margin_column: str | None = None
+
+
+class EvaluationConfig(Model):
+    """When data.eval is evaluated and which evaluation is the best. `metric` is a name of metrics.jsonl."""
+
+    every_steps: int | None = None
+    """None with eval data: once, at the end."""
+    metric: str = "eval_loss"
+    goal: Literal["Minimize", "Maximize"] = "Minimize"
+    keep_best: bool = False
 
 
 class CheckpointConfig(Model):
@@ -147,15 +206,21 @@ class TrainerConfig(Hashed):
 
     contract: int = CONTRACT
     job: JobIdentity
-    stage: Literal["Pretrain", "SFT"]
+    stage: Literal["Pretrain", "SFT", "RewardModel", "Preference"]
+    algorithm: Algorithm | None = None
+    """Of stage Preference."""
     tuning: Literal["Full", "LoRA"]
     lora: LoraConfig | None = None
     model: ModelConfig
+    reference: ReferenceConfig | None = None
+    """None: the starting policy."""
     data: DataConfig
     training: TrainingConfig
     zero_stage: Literal["Auto", 0, 1, 2, 3] = "Auto"
-    eval_every_steps: int | None = None
-    """None with eval data: once, at the end."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig
     merge_adapter: bool = False
     topology: Topology

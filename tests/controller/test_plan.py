@@ -236,7 +236,7 @@ def test_small_words_reach_the_trainer() -> None:
         {"spec.output": {"mergeAdapter": True}, **EVAL, "spec.evaluation": {"everySteps": 5}, "spec.image": "mine:2"}
     )
     assert made.config.merge_adapter
-    assert made.config.eval_every_steps == 5
+    assert made.config.evaluation.every_steps == 5
     assert made.config.data.eval[0].path == "/claims/datasets/test.jsonl"
     assert made.image == "mine:2"
     model = {

@@ -9,11 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainer_kit import rows, write_tokens
 
-from posttrain_trainer.batching import Feed, Share, collate, cut, plan, share, whole_set
-from posttrain_trainer.prepared import Example, TokenSet
+from posttrain_trainer.batching import Feed, Share, cut, plan, share, whole_set
+from posttrain_trainer.microbatch import collate
 from posttrain_trainer.sampler import Sampler
+from posttrain_trainer.tokenset import Example, TokenSet, TrainingRow
 
-LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60).map(lambda values: np.array(values, dtype=np.int64))
+LENGTHS = (
+    st.integers(1, 2)
+    .flatmap(
+        lambda arity: st.lists(st.lists(st.integers(1, 300), min_size=arity, max_size=arity), min_size=1, max_size=60)
+    )
+    .map(lambda values: np.array(values, dtype=np.int64))
+)
 RANKS = st.integers(1, 9)
 BUDGETS = st.integers(1, 2000)
 
@@ -29,14 +36,14 @@ def test_every_row_once_and_equal_counts(lengths: np.ndarray, ranks: int, budget
 @given(LENGTHS, BUDGETS)
 def test_the_budget_counts_padding(lengths: np.ndarray, budget: int) -> None:
     for micro in cut(range(len(lengths)), lengths, budget):
-        padded = len(micro) * max(int(lengths[row]) for row in micro)
+        padded = lengths[micro].size * int(lengths[micro].max())
         assert padded <= budget or len(micro) == 1
 
 
 @given(LENGTHS, RANKS)
 def test_work_is_even(lengths: np.ndarray, ranks: int) -> None:
-    loads = [sum(int(lengths[row]) for row in rows_) for rows_ in share(lengths, ranks)]
-    assert max(loads) - min(loads) <= int(lengths.max())
+    loads = [int(lengths[rows_].sum()) for rows_ in share(lengths, ranks)]
+    assert max(loads) - min(loads) <= int(lengths.sum(axis=1).max())
 
 
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=8), st.integers(0, 100))
@@ -47,7 +54,7 @@ def test_counted_positions_survive_padding(lengths: list[int], seed: int) -> Non
         mask = generator.integers(0, 2, length).astype(np.uint8)
         mask[0] = 0
         examples.append(Example(generator.integers(1, 50, length).astype(np.int32), mask))
-    micro = collate(examples)
+    micro = collate([TrainingRow((example,), {}) for example in examples])
     assert micro.tokens == sum(lengths)
     expected = [
         (int(token), example.tokens[:position].tolist())
@@ -71,7 +78,7 @@ def test_ranks_share_a_step_and_dummies_fill(tmp_path: Path) -> None:
     for step in range(sampler.steps):
         micros = [feed.micros(step) for feed in feeds]
         assert len({len(each) for each in micros}) == 1
-        expected = sum(len(tokens[int(row)].tokens) for row in sampler.rows(step))
+        expected = sum(int(tokens.lengths(np.array([row])).sum()) for row in sampler.rows(step))
         assert sum(micro.tokens for each in micros for micro in each) == expected
     last = [micro for feed in feeds for micro in feed.micros(2)]  # two rows for three ranks
     assert [micro.tokens > 0 for micro in last].count(False) >= 1

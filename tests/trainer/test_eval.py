@@ -17,7 +17,7 @@ def _run(run_dir: Path, ranks: int, zero: int, budget: int, every: int | None = 
     config = make_config(
         run_dir,
         zero_stage=zero,
-        eval_every_steps=every,
+        evaluation__every_steps=every,
         training__max_steps=2,
         training__tokens_per_micro_batch=budget,
         topology__processes_per_node=ranks,

@@ -19,8 +19,8 @@ import transformers
 from trainer_kit import Shape, call, make_config, make_model, prepare, rows, run_ranks
 
 from posttrain_trainer.lora import add_adapter
-from posttrain_trainer.prepared import TokenSet
 from posttrain_trainer.sampler import Sampler
+from posttrain_trainer.tokenset import TokenSet
 
 STEPS, BATCH, RATE, ROWS = 2, 7, 0.2, 40
 SPLITS = {"whole": 10**6, "cut": 70, "single": 1}
@@ -113,7 +113,7 @@ def _plain(root: Path, kind: str) -> dict[str, Any]:
     )
     lines = []
     for step in range(STEPS):
-        examples = [tokens[int(row)] for row in sampler.rows(step)]
+        examples = [tokens[int(row)].examples[0] for row in sampler.rows(step)]
         weight = sum(int(example.mask.sum()) for example in examples)
         loss = sum(_nll(model, example) for example in examples) / weight
         model.zero_grad()

@@ -11,11 +11,11 @@ import transformers
 from torch import nn
 from trainer_kit import Shape, rows
 
-from posttrain_trainer.algorithms import ALGORITHMS
-from posttrain_trainer.batching import collate, dummy
+from posttrain_trainer.algorithms.language_modeling import LanguageModeling
 from posttrain_trainer.losses import nll_sum, token_scores
+from posttrain_trainer.microbatch import collate, dummy
 from posttrain_trainer.model import Scorer, logit_transform
-from posttrain_trainer.prepared import Example
+from posttrain_trainer.tokenset import Example, TrainingRow
 
 
 def _examples(count: int, seed: int = 0) -> list[Example]:
@@ -73,10 +73,10 @@ def test_equals_the_loss_of_transformers() -> None:
     theirs.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    micro = collate(examples)
-    algorithm = ALGORITHMS["SFT"]()
+    micro = collate([TrainingRow((example,), {}) for example in examples])
+    algorithm = LanguageModeling()
     assert algorithm.weights(micro) == {"nll": count}
-    scores = Scorer(model)(micro.input_ids, micro.index, micro.targets)
+    scores = Scorer(model)(*Scorer.inputs(micro))
     ours = algorithm.losses(scores, micro)["nll"] / count
     ours.backward()
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
@@ -94,10 +94,10 @@ def test_the_head_is_as_before_without_targets() -> None:
 
 def test_a_dummy_has_no_gradient_but_a_graph() -> None:
     model = transformers.AutoModelForCausalLM.from_config(Shape().config(), dtype=torch.float32)
-    micro = dummy(_examples(1)[0])
-    algorithm = ALGORITHMS["Pretrain"]()
+    micro = dummy(TrainingRow((_examples(1)[0],), {}))
+    algorithm = LanguageModeling()
     assert algorithm.weights(micro) == {"nll": 0.0}
-    scores = Scorer(model)(micro.input_ids, micro.index, micro.targets)
+    scores = Scorer(model)(*Scorer.inputs(micro))
     algorithm.losses(scores, micro)["nll"].backward()
     for parameter in model.parameters():
         assert parameter.grad is not None

@@ -29,7 +29,8 @@ from posttrain_trainer import prepare as prepare_module
 from posttrain_trainer import tokenizer as tokenizers_
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.prepare import prepare
-from posttrain_trainer.prepared import TokenSet, read_manifest
+from posttrain_trainer.prepared import read_manifest
+from posttrain_trainer.tokenset import TokenSet
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_pretrain_from_scratch(tmp_path: Path) -> None:
     assert len(tokenizer) <= 320
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == loaded.eos_token_id
     tokens = TokenSet(Path(prepared.train_dir))
-    assert tokenizer.decode(tokens[3].tokens) == texts(50)[3]["text"] + tokenizer.eos_token
+    assert tokenizer.decode(tokens[3].examples[0].tokens) == texts(50)[3]["text"] + tokenizer.eos_token
     assert prepared.eval_dir is not None
     assert len(TokenSet(Path(prepared.eval_dir))) == 8
     assert prepared.data_report.used == 50
@@ -82,7 +83,8 @@ def test_trained_tokenizer_is_deterministic(tmp_path: Path) -> None:
 def test_sft_counts_the_answers(tmp_path: Path, model: Path, rows: list[Any]) -> None:
     prepared = prepare(sft(tmp_path, model, rows))
     tokenizer = transformers.AutoTokenizer.from_pretrained(prepared.tokenizer_dir)
-    for example, row in zip(TokenSet(Path(prepared.train_dir)), pairs(20), strict=True):
+    for trained, row in zip(TokenSet(Path(prepared.train_dir)), pairs(20), strict=True):
+        (example,) = trained.examples
         counted = example.tokens[example.mask == 1]
         assert tokenizer.decode(counted) == row["completion"] + tokenizer.eos_token
     weights = transformers.AutoModelForCausalLM.from_pretrained(model).state_dict().values()
@@ -147,7 +149,7 @@ def test_pad_equal_to_eos_works(tmp_path: Path) -> None:
     chosen = small_tokenizer()
     chosen.pad_token = chosen.eos_token
     prepared = prepare(sft(tmp_path, model_folder(tmp_path / "m", chosen), pairs(9)))
-    for example in TokenSet(Path(prepared.train_dir)):
+    for (example,) in (trained.examples for trained in TokenSet(Path(prepared.train_dir))):
         assert (example.tokens[-1], example.mask[-1]) == (chosen.eos_token_id, 1)
 
 
@@ -181,6 +183,7 @@ def test_gsm8k(tmp_path: Path) -> None:
     train = source(GSM8K, columns={"prompt": "question", "completion": "answer"}, max_rows=1000)
     prepared = prepare(job(tmp_path, [train], stage="SFT", model=model, data={"max_length": 1024}))
     assert (prepared.data_report.rows, prepared.data_report.used) == (1000, 1000)
-    for example, problem in zip(TokenSet(Path(prepared.train_dir)), problems, strict=True):
+    for trained, problem in zip(TokenSet(Path(prepared.train_dir)), problems, strict=True):
+        (example,) = trained.examples
         assert words.decode(example.tokens[example.mask == 1]) == problem["answer"] + words.eos_token
         assert words.decode(example.tokens[example.mask == 0]) == problem["question"]

@@ -34,7 +34,7 @@ def _job(run_dir: Path, tuning: str, zero: int, ranks: int, keep: int = 2) -> An
         tuning=tuning,
         **({"lora": LORA} if tuning == "LoRA" else {}),
         zero_stage=zero,
-        eval_every_steps=2,
+        evaluation__every_steps=2,
         checkpoint__every_steps=3,
         checkpoint__keep_last=keep,
         topology__processes_per_node=ranks,

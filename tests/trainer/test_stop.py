@@ -16,7 +16,7 @@ def _job(run_dir: Path, ranks: int, zero: int) -> Any:
     config = make_config(
         run_dir,
         zero_stage=zero,
-        eval_every_steps=2,
+        evaluation__every_steps=2,
         training__max_steps=5,
         training__tokens_per_micro_batch=1,  # one row a micro-batch: six a step over the ranks, nine to evaluate
         topology__processes_per_node=ranks,

@@ -49,7 +49,7 @@ def encode(
 
 def one(outcome: Encoded | RowRefused) -> tuple[list[int], list[int]]:
     assert isinstance(outcome, Encoded), outcome
-    (example,) = outcome.examples
+    ((example,),) = (row.examples for row in outcome.rows)
     return example.tokens.tolist(), example.mask.tolist()
 
 
@@ -109,7 +109,7 @@ def test_pad_equal_to_eos_still_learns_eos() -> None:
 @given(st.integers(1, 60), st.integers(2, 20))
 def test_split_counts_every_target_once(count: int, length: int) -> None:
     tokens = list(range(count))
-    windows = fit_document(tokens, Limits(length, "Split")).examples
+    windows = [row.examples[0] for row in fit_document(tokens, Limits(length, "Split")).rows]
     targets = [int(t) for window in windows for t, counted in zip(window.tokens, window.mask, strict=True) if counted]
     assert targets == tokens[1:]
     assert all(len(window.tokens) <= length and not window.mask[0] for window in windows)

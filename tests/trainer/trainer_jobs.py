@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from posttrain_api.trainer import Topology, TrainerConfig
@@ -19,15 +20,16 @@ from posttrain_trainer import engine as engine_module
 from posttrain_trainer import losses as losses_module
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import Job, Outside, assemble, course_of
-from posttrain_trainer.batching import MicroBatch
 from posttrain_trainer.checkpoint import State
 from posttrain_trainer.checkpoint_files import committed, damaged
 from posttrain_trainer.engine import EngineSettings
 from posttrain_trainer.export import Finished, export
 from posttrain_trainer.loop import Loop
+from posttrain_trainer.microbatch import MicroBatch, collate
 from posttrain_trainer.prepared import read_manifest
 from posttrain_trainer.record import failed
 from posttrain_trainer.recorder import Recorder
+from posttrain_trainer.tokenset import Example, TrainingRow
 from posttrain_trainer.worker import Worker, main
 
 
@@ -86,7 +88,11 @@ class _TwoWeights(torch.nn.Module):
         self.first = torch.nn.Parameter(torch.ones(4))
         self.second = torch.nn.Parameter(torch.ones(4))
 
-    def forward(self, ids: torch.Tensor, index: torch.Tensor, targets: torch.Tensor) -> Any:
+    @staticmethod
+    def inputs(micro: MicroBatch) -> tuple[torch.Tensor]:
+        return (micro.input_ids,)
+
+    def forward(self, ids: torch.Tensor) -> Any:
         weight = self.first + self.second if int(ids[0, 0]) == 1 else self.first
         score = (weight * ids[0].float()).sum()[None]
         return score, score.detach(), score.detach()
@@ -101,8 +107,9 @@ def unused_in_a_step(zero: int, result: str) -> None:
     engine = engine_module.Engine(model, sgd([{"params": list(model.parameters())}]), EngineSettings(zero, 0.0))
     kept = []
     for begin in (1, 2):
-        ids = torch.tensor([[begin, 1, 1, 1]])
-        engine.backward(engine.forward(MicroBatch(ids, ids[0], ids[0], torch.ones(1), 4))[0].sum())
+        tokens = np.array([begin, 1, 1, 1], dtype=np.int32)
+        micro = collate([TrainingRow((Example(tokens, np.array([0, 1, 1, 1], dtype=np.uint8)),), {})], whole=True)
+        engine.backward(engine.forward(micro)[0].sum())
         engine.set_learning_rate(0.5)
         engine.step()
         with engine.gathered(engine.module.parameters()):

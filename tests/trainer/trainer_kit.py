@@ -27,7 +27,8 @@ import numpy as np
 
 from posttrain_api.records import DataReport, Resolved
 from posttrain_api.trainer import TrainerConfig
-from posttrain_trainer.prepared import Example, Prepared, TokenSetWriter, write_manifest
+from posttrain_trainer.prepared import Prepared, write_manifest
+from posttrain_trainer.tokenset import Example, TokenSetWriter
 
 VOCABULARY = 61
 CONTEXT = multiprocessing.get_context("forkserver")

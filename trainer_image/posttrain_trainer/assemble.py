@@ -13,7 +13,7 @@ from pathlib import Path
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Resolved
 from posttrain_api.trainer import TrainerConfig
-from posttrain_trainer.algorithms import ALGORITHMS
+from posttrain_trainer.algorithms import algorithm_of
 from posttrain_trainer.batching import Feed, Share
 from posttrain_trainer.checkpoint import Checkpoints, Place
 from posttrain_trainer.checkpoint_facts import facts_of
@@ -23,12 +23,13 @@ from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.fence import Fence, current_attempt
 from posttrain_trainer.loop import Course, Parts
 from posttrain_trainer.model import Scorer, build_policy, check_unchanged, count
-from posttrain_trainer.prepared import Prepared, TokenSet
+from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.record import ENV_ATTEMPT
 from posttrain_trainer.recorder import Observer, Recorder, Sink
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.sampler import Sampler, total_rows
 from posttrain_trainer.schedule import Schedule
+from posttrain_trainer.tokenset import TokenSet
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def assemble(job: Job, outside: Outside, make_optimizer: MakeOptimizer | None = 
         update={"parameters": counts.parameters, "trainable_parameters": counts.trainable}
     )
     engine = _engine(job, Scorer(policy), make_optimizer or adamw(_adam(config)))
-    algorithm = ALGORITHMS[config.stage]()
-    part = Share(job.runtime.rank, job.runtime.ranks, config.training.tokens_per_micro_batch)
+    algorithm = algorithm_of(config)
+    part = Share(
+        job.runtime.rank, job.runtime.ranks, config.training.tokens_per_micro_batch, whole=algorithm.needs == "score"
+    )
     evaluator = None
     if prepared.eval_dir is not None:
         evaluator = Evaluator(_tokens(prepared.eval_dir), part, algorithm, job.runtime)
@@ -81,7 +84,7 @@ def course_of(config: TrainerConfig, resolved: Resolved) -> Course:
         min_ratio=training.min_learning_rate_ratio,
     )
     checkpoint = config.checkpoint
-    return Course(schedule, config.eval_every_steps, checkpoint.every_steps, checkpoint.every_seconds)
+    return Course(schedule, config.evaluation.every_steps, checkpoint.every_steps, checkpoint.every_seconds)
 
 
 def _engine(job: Job, scorer: Scorer, make_optimizer: MakeOptimizer) -> Engine:

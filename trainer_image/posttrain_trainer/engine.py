@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.batching import MicroBatch
 from posttrain_trainer.errors import TrainerFailure
-from posttrain_trainer.losses import Scores
+from posttrain_trainer.microbatch import MicroBatch
 
 TAG = "ds"
 """Folder of DeepSpeed's files inside a checkpoint."""
@@ -98,10 +97,10 @@ class Engine:
         module: nn.Module = self._engine.module
         return module
 
-    def forward(self, micro: MicroBatch) -> Scores:
-        """Scores of the counted tokens of a micro-batch on this device."""
-        scores: Scores = self._engine(micro.input_ids, micro.index, micro.targets)
-        return scores
+    def forward(self, micro: MicroBatch) -> Any:
+        """What the module returns for a micro-batch on this device: `Scores` of the counted tokens, or one score per
+        sequence."""
+        return self._engine(*self._engine.module.inputs(micro))
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates in fp32. Gradients of ranks are averaged: the caller multiplies by the number of ranks."""

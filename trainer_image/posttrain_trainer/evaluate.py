@@ -7,52 +7,49 @@ Called by the loop every N steps and at the end. It draws no random numbers, so 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from posttrain_trainer.algorithms.base import Algorithm
 from posttrain_trainer.batching import Share, whole_set
 from posttrain_trainer.engine import Engine
-from posttrain_trainer.metrics import Metrics, Totals
-from posttrain_trainer.prepared import TokenSet
+from posttrain_trainer.metrics import Metrics
+from posttrain_trainer.objective import Tally, local_weights, weights_of
+from posttrain_trainer.reference import Reference
 from posttrain_trainer.runtime import Runtime
+from posttrain_trainer.tokenset import TokenSet
 
 
+@dataclass(frozen=True)
 class Evaluator:
     """The evaluation set with what is needed to score it."""
 
-    def __init__(self, tokens: TokenSet, part: Share, algorithm: Algorithm, runtime: Runtime) -> None:
-        self._tokens = tokens
-        self._part = part
-        self._algorithm = algorithm
-        self._runtime = runtime
+    tokens: TokenSet
+    part: Share
+    algorithm: Algorithm
+    runtime: Runtime
+    reference: Reference | None = None
 
     def run(self, engine: Engine, stopping: Callable[[], bool]) -> Metrics | None:
-        """eval_loss (nats per counted token) and the algorithm's metrics as eval_*; None where `stopping` became
-        true."""
+        """eval_loss and the algorithm's metrics as eval_*; None where `stopping` became true."""
         engine.train(False)
         try:
-            totals = self._score(engine, stopping)
+            return self._score(engine, stopping)
         finally:
             engine.train()
-        return None if totals is None else self._reduce(totals)
 
     @torch.no_grad()
-    def _score(self, engine: Engine, stopping: Callable[[], bool]) -> Totals | None:
-        totals = Totals()
-        for cpu_micro in whole_set(self._tokens, self._part):
+    def _score(self, engine: Engine, stopping: Callable[[], bool]) -> Metrics | None:
+        tally, weights = Tally(self.algorithm), [0.0] * len(self.algorithm.terms)
+        for cpu_micro in whole_set(self.tokens, self.part):
             if stopping():
                 return None
-            micro = cpu_micro.to(self._runtime.device)
-            scores = engine.forward(micro)
-            totals.add(self._algorithm.losses(scores, micro))
-            totals.add(self._algorithm.sums(scores, micro))
-            totals.add({"weight": micro.weights.sum()})
-        return totals
-
-    def _reduce(self, totals: Totals) -> Metrics:
-        names, values = totals.read()
-        reduced = dict(zip(names, self._runtime.control.sum(values), strict=True))
-        weight = max(reduced.pop("weight"), 1.0)
-        first = self._algorithm.terms[0]
-        return {f"eval_{'loss' if name == first else name}": value / weight for name, value in reduced.items()}
+            weights = [sum(each) for each in zip(weights, local_weights(self.algorithm, [cpu_micro]), strict=True)]
+            micro = cpu_micro.to(self.runtime.device)
+            if self.reference is not None:
+                micro = self.reference.attach(micro)
+            tally.add(engine.forward(micro), micro)
+        summed = weights_of(self.algorithm, self.runtime.control.sum(weights))
+        metrics, _ = tally.reduce(self.runtime.control, summed)
+        return {f"eval_{name}": value for name, value in metrics.items()}

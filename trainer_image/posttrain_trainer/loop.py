@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain_trainer.algorithms.base import Algorithm
-from posttrain_trainer.batching import Feed, MicroBatch
+from posttrain_trainer.batching import Feed
 from posttrain_trainer.checkpoint import Checkpoints, State, random_state
 from posttrain_trainer.engine import Engine, non_finite
 from posttrain_trainer.evaluate import Evaluator
-from posttrain_trainer.metrics import Metrics, Phases, Totals, memory_bytes
+from posttrain_trainer.metrics import Metrics, Phases, memory_bytes
+from posttrain_trainer.microbatch import MicroBatch
+from posttrain_trainer.objective import Tally, Weights, local_weights, scaled, weights_of
 from posttrain_trainer.recorder import Recorder
+from posttrain_trainer.reference import Reference
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.schedule import Schedule
 
@@ -34,6 +37,7 @@ class Parts:
     checkpoints: Checkpoints
     recorder: Recorder
     evaluator: Evaluator | None = None
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -84,51 +88,44 @@ class Loop:
         parts, step, start = self._parts, self.state.step, time.perf_counter()
         with self._phases.measure("data"):
             micros = parts.feed.micros(step)
-        *weights, tokens = self._count(micros)
-        totals = Totals()
+        weights, tokens = self._count(micros)
+        tally = Tally(parts.algorithm)
         for micro in micros:
             if self._stopping():
                 return False
             with self._phases.measure("forward_backward"):
-                self._accumulate(micro, weights, totals)
+                self._accumulate(micro, weights, tally)
         with self._phases.measure("optimizer"):
             parts.engine.set_learning_rate(self._course.schedule.rate(step))
             info = parts.engine.step()
         metrics = {"grad_norm": info.grad_norm, "learning_rate": self._course.schedule.rate(step)}
-        metrics = {**self._reduce(totals, weights), **metrics}
+        metrics = {**self._reduce(tally, weights), **metrics}
         self._advance(metrics, tokens, time.perf_counter() - start)
         return True
 
-    def _count(self, micros: list[MicroBatch]) -> list[float]:
-        """N of each term, then tokens: over all micro-batches and ranks, in one small all-reduce."""
-        weighed = [self._parts.algorithm.weights(micro) for micro in micros]
-        sums = [sum(weights[term] for weights in weighed) for term in self._parts.algorithm.terms]
-        counted = self._runtime.control.sum([*sums, sum(micro.tokens for micro in micros)])
-        return [*(max(value, 1.0) for value in counted[:-1]), counted[-1]]
+    def _count(self, micros: list[MicroBatch]) -> tuple[Weights, float]:
+        """N of each term, and tokens: over all micro-batches and ranks, in one small all-reduce."""
+        local = local_weights(self._parts.algorithm, micros)
+        *sums, tokens = self._runtime.control.sum([*local, sum(micro.tokens for micro in micros)])
+        return weights_of(self._parts.algorithm, sums), tokens
 
-    def _accumulate(self, cpu_micro: MicroBatch, weights: list[float], totals: Totals) -> None:
-        parts, ranks = self._parts, self._runtime.ranks
+    def _accumulate(self, cpu_micro: MicroBatch, weights: Weights, tally: Tally) -> None:
+        parts = self._parts
         micro = cpu_micro.to(self._runtime.device)
-        scores = parts.engine.forward(micro)
-        losses = parts.algorithm.losses(scores, micro)
-        scaled = [losses[term] * (ranks / weight) for term, weight in zip(parts.algorithm.terms, weights, strict=True)]
-        parts.engine.backward(sum(scaled[1:], scaled[0]))
-        totals.add(losses)
-        totals.add(parts.algorithm.sums(scores, micro))
+        if parts.reference is not None:
+            micro = parts.reference.attach(micro)
+        losses = tally.add(parts.engine.forward(micro), micro)
+        parts.engine.backward(scaled(losses, parts.algorithm.terms, weights, self._runtime.ranks))
 
-    def _reduce(self, totals: Totals, weights: list[float]) -> Metrics:
+    def _reduce(self, tally: Tally, weights: Weights) -> Metrics:
         """Loss and the algorithm's metrics over all ranks; also which rank was the slowest."""
-        names, values = totals.read()
         busy = [0.0] * self._runtime.ranks
         busy[self._runtime.rank] = self._phases.seconds("data") + self._phases.seconds("forward_backward")
-        reduced = self._runtime.control.sum([*values, *busy])
-        sums, busy = dict(zip(names, reduced, strict=False)), reduced[len(names) :]
+        metrics, busy = tally.reduce(self._runtime.control, weights, busy)
         self._parts.recorder.slowest_rank = busy.index(max(busy))
-        terms = self._parts.algorithm.terms
-        loss = sum(sums.pop(term) / weight for term, weight in zip(terms, weights, strict=True))
-        if not math.isfinite(loss):
+        if not math.isfinite(metrics["loss"]):
             raise non_finite("the loss")
-        return {"loss": loss, **{name: value / weights[0] for name, value in sums.items()}}
+        return metrics
 
     def _advance(self, metrics: Metrics, tokens: float, seconds: float) -> None:
         step, total = self.state.step + 1, self.state.tokens + int(tokens)

@@ -23,6 +23,7 @@ from posttrain_trainer import losses
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.lora import add_adapter
 from posttrain_trainer.losses import Scores, token_scores
+from posttrain_trainer.microbatch import MicroBatch
 from posttrain_trainer.model_files import CONFIG, digest_of, weight_files
 from posttrain_trainer.prepared import Prepared
 
@@ -38,14 +39,20 @@ class Scorer(nn.Module):
         vocabulary = inner.get_output_embeddings().weight.shape[0]
         patch_head(inner, chunk or max(1, losses.MAX_LOGITS // vocabulary))
 
-    def forward(self, input_ids: Tensor, index: Tensor, targets: Tensor) -> Scores:
-        """input_ids [b, T], index [n] into the flattened b·T, targets [n] → log p, entropy, correct, each [n] fp32.
+    @staticmethod
+    def inputs(micro: MicroBatch) -> tuple[Tensor | None, ...]:
+        """What `forward` takes of a micro-batch."""
+        return micro.input_ids, micro.positions, micro.index, micro.targets
+
+    def forward(self, input_ids: Tensor, positions: Tensor | None, index: Tensor, targets: Tensor) -> Scores:
+        """input_ids [b, T], positions [b, T] of packed sequences, index [n] into the flattened b·T, targets [n]
+        → log p, entropy, correct, each [n] fp32.
 
         No mask: rows are padded on the right. `use_cache` is off in evaluation too: it would change the positions'
         meaning.
         """
         inner = causal_lm(self.lm)
-        hidden = inner.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = inner.base_model(input_ids=input_ids, position_ids=positions, use_cache=False).last_hidden_state
         scores: Scores = inner.get_output_embeddings()(hidden.flatten(0, 1)[index], targets)
         return scores
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from posttrain_trainer.data.build import Sample
+from posttrain_trainer.tokenset import Example
 
 HEAD = 24
 TAIL = 24
@@ -16,9 +17,14 @@ def table(samples: Sequence[Sample], decode: Callable[[Sequence[int]], str]) -> 
 
 
 def _block(sample: Sample, decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    tokens, mask = sample.example.tokens, sample.example.mask
+    for example in sample.row.examples:
+        yield f"{sample.place}: {len(example.tokens)} tokens, {int(example.mask.sum())} counted (+)"
+        yield from _tokens(example, decode)
+
+
+def _tokens(example: Example, decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    tokens, mask = example.tokens, example.mask
     count = len(tokens)
-    yield f"{sample.place}: {count} tokens, {int(mask.sum())} counted (+)"
     for position in range(count):
         if HEAD <= position < count - TAIL:
             if position == HEAD:

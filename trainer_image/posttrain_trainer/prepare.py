@@ -118,7 +118,7 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
     _log.info("the first rows as the model will see them:\n%s", preflight.table(built.samples, vocabulary.decode))
     held_out = build.build(paths.attempt / "eval", "eval", evaluation, data, tokeniser) if evaluation else None
     model.tokenizer.save_pretrained(paths.attempt / "tokenizer")
-    facts = Facts(built.sequences, model.parameters, _accelerator_memory(config), model.revision)
+    facts = Facts(built.rows, model.parameters, _accelerator_memory(config), model.revision)
     return Prepared(
         config_digest=digest,
         model_dir=str(model.folder),

@@ -21,11 +21,11 @@ STATE_BYTES = 16
 
 @dataclass(frozen=True)
 class Facts:
-    """`sequences` of the training set; `parameters` 0 where unknown; `memory` of one accelerator in bytes, None on a
+    """`rows` of the training set; `parameters` 0 where unknown; `memory` of one accelerator in bytes, None on a
     CPU.
     """
 
-    sequences: int
+    rows: int
     parameters: int
     memory: int | None
     revision: str | None
@@ -33,7 +33,7 @@ class Facts:
 
 def resolve(config: TrainerConfig, facts: Facts) -> Resolved:
     """Every Auto settled. Total steps: maxSteps, or the epochs' positions in batches, the last one perhaps smaller."""
-    total = total_steps(config.training, facts.sequences)
+    total = total_steps(config.training, facts.rows)
     return Resolved(
         zero_stage=_zero_stage(config, facts),
         warmup_steps=_warmup(config.training, total),
@@ -45,10 +45,10 @@ def resolve(config: TrainerConfig, facts: Facts) -> Resolved:
     )
 
 
-def total_steps(training: TrainingConfig, sequences: int) -> int:
+def total_steps(training: TrainingConfig, size: int) -> int:
     """maxSteps if set, else the batches that the epochs' rows fill, the last one perhaps in part (as the sampler
     counts)."""
-    rows = total_rows(sequences, training.batch_size, training.epochs, training.max_steps)
+    rows = total_rows(size, training.batch_size, training.epochs, training.max_steps)
     return math.ceil(rows / training.batch_size)
 
 

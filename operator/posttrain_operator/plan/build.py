@@ -16,7 +16,7 @@ from typing import Literal
 from posttrain_api import names
 from posttrain_api.base import canonical_json
 from posttrain_api.job import Job
-from posttrain_api.trainer import JobIdentity, TrainerConfig
+from posttrain_api.trainer import EvaluationConfig, JobIdentity, TrainerConfig
 from posttrain_operator.plan import pods
 from posttrain_operator.plan.context import Context, context_of
 from posttrain_operator.plan.model import model_config, model_location
@@ -107,7 +107,7 @@ def _trainer_config(context: Context, locations: _Locations) -> TrainerConfig:
         data=data_config(context, locations.train, locations.eval),
         training=training_config(context),
         zero_stage=_zero_stage(context),
-        eval_every_steps=spec.evaluation.every_steps if spec.evaluation else None,
+        evaluation=EvaluationConfig(every_steps=spec.evaluation.every_steps if spec.evaluation else None),
         checkpoint=checkpoint_config(context, locations.checkpoint),
         merge_adapter=bool(spec.output and spec.output.merge_adapter),
         topology=pods.topology(context),

@@ -39,7 +39,7 @@ def resolved_values(config: TrainerConfig, image: str, pod: Resources, place: Pl
         "data": _data(config),
         "training": _training(config),
         "deepspeed": {"zeroStage": config.zero_stage},
-        "evaluation": {"everySteps": config.eval_every_steps} if config.eval_every_steps else None,
+        "evaluation": {"everySteps": config.evaluation.every_steps} if config.evaluation.every_steps else None,
         "checkpoint": _checkpoint(config),
         "output": {"mergeAdapter": config.merge_adapter},
         "storage": {"uri": config.run_uri},

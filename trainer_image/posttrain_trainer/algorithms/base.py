@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from posttrain_trainer.batching import MicroBatch
-from posttrain_trainer.losses import Scores
+from posttrain_trainer.microbatch import MicroBatch
 
-Sums = dict[str, Tensor]
-"""Metric → sum over counted tokens, without gradient."""
+Needs = Literal["logp", "score"]
+"""What the model's forward returns: `losses.Scores` of the counted tokens, or one score per sequence."""
+
+Measures = dict[str, tuple[Tensor, Tensor]]
+"""Metric → (sum, weight), both without gradient; reported as Σ sum / Σ weight over all micro-batches and ranks."""
 
 
 class Algorithm(Protocol):
@@ -18,15 +21,20 @@ class Algorithm(Protocol):
     ranks."""
 
     @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the loss terms, the main one first."""
+    def needs(self) -> Needs:
+        """What it works on."""
+        ...
+
+    @property
+    def terms(self) -> Mapping[str, float]:
+        """Loss terms and their coefficients, the main one first. loss = Σ coefficient · Σ w·loss / Σ w."""
         ...
 
     def weights(self, micro: MicroBatch) -> dict[str, float]:
         """Σ w of each term, known before the forward."""
 
-    def losses(self, scores: Scores, micro: MicroBatch) -> dict[str, Tensor]:
+    def losses(self, out: Any, micro: MicroBatch) -> dict[str, Tensor]:
         """Σ w·loss of each term, with gradient."""
 
-    def sums(self, scores: Scores, micro: MicroBatch) -> Sums:
-        """What is reported beside the losses, divided by the weight of the first term."""
+    def measures(self, out: Any, micro: MicroBatch) -> Measures:
+        """What is reported beside the loss."""

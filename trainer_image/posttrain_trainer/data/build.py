@@ -19,8 +19,8 @@ from posttrain_trainer.data.readers import Broken, DataFile, Place, Row, read
 from posttrain_trainer.data.report import Tally, judge
 from posttrain_trainer.data.rows import Kind, Parsed, RowRefused, allowed_kinds, choose_kind, parse_row
 from posttrain_trainer.data.tokenise import Encoded, Tokeniser
-from posttrain_trainer.prepared import Example, TokenSetWriter
 from posttrain_trainer.progress import Progress
+from posttrain_trainer.tokenset import TokenSetWriter, TrainingRow, set_files
 
 PEEK_ROWS = 100
 BATCH_ROWS = 256
@@ -64,7 +64,7 @@ class Sample:
     """One of the first rows, kept to be shown with its mask."""
 
     place: Place
-    example: Example
+    row: TrainingRow
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Built:
     """What became of the rows, and the first of them."""
 
     report: DataReport
-    sequences: int
+    rows: int
     samples: tuple[Sample, ...]
 
 
@@ -105,10 +105,10 @@ def build(
                 tally.refuse(place, outcome)
             else:
                 tally.use(outcome)
-                for example in outcome.examples:
-                    writer.append(example)
+                for row in outcome.rows:
+                    writer.append(*row.examples, **row.values)
                 if len(samples) < SAMPLES:
-                    samples.append(Sample(place, outcome.examples[0]))
+                    samples.append(Sample(place, outcome.rows[0]))
             progress.advance(size, f"{tally.rows} rows, {tally.tokens} tokens")
             if tally.hopeless(config):
                 break
@@ -116,7 +116,7 @@ def build(
     if tally.first:
         tally.write_refused(folder.parent / f"refused-{name}.jsonl")
     judge(tally, config)
-    return Built(tally.report(), tally.examples, tuple(samples))
+    return Built(tally.report(), tally.training_rows, tuple(samples))
 
 
 Outcome = tuple[Place, Encoded | RowRefused, int]
@@ -146,7 +146,7 @@ def _parse(record: Row | Broken, schema: Schema | None, config: DataConfig) -> P
 def digest_of(folder: Path) -> str:
     """`sha256:<hex>` over the files of a token set, in a fixed order, each with its name."""
     whole = hashlib.sha256()
-    for name in ("offsets.bin", "tokens.bin", "mask.bin"):
+    for name in set_files(folder):
         with (folder / name).open("rb") as file:
             whole.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return "sha256:" + whole.hexdigest()

@@ -34,7 +34,7 @@ class Tally:
     name: str
     rows: int = 0
     used: int = 0
-    examples: int = 0
+    training_rows: int = 0
     tokens: int = 0
     counted: int = 0
     cut: int = 0
@@ -58,8 +58,8 @@ class Tally:
         self.rows += 1
         self.used += 1
         self.cut += encoded.cut
-        self.examples += len(encoded.examples)
-        for example in encoded.examples:
+        self.training_rows += len(encoded.rows)
+        for example in (example for row in encoded.rows for example in row.examples):
             self.tokens += len(example.tokens)
             self.counted += int(example.mask.sum())
 
@@ -86,8 +86,8 @@ class Tally:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.refused.items())) or "none"
         cut = f", {self.cut} truncated" if self.cut else ""
         return (
-            f"{self.name}: {self.rows} rows, {self.used} used as {self.examples} sequences{cut}, {self.tokens} tokens, "
-            f"{self.counted} counted; refused: {reasons}"
+            f"{self.name}: {self.rows} rows, {self.used} used as {self.training_rows} training rows{cut}, "
+            f"{self.tokens} tokens, {self.counted} counted; refused: {reasons}"
         )
 
     def write_refused(self, path: Path) -> None:

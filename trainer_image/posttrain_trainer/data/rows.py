@@ -15,7 +15,7 @@ from typing import Any, Literal
 from posttrain_api.reasons import Reason
 from posttrain_trainer.errors import TrainerFailure, printable
 
-LossOn = Literal["Auto", "Completion", "All"]
+LossOn = Literal["Auto", "Completion", "Assistant", "All"]
 Message = dict[str, Any]
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from posttrain_trainer.data.rows import LossOn, Pair, Parsed, RowRefused, Text, require_unicode
 from posttrain_trainer.data.vocabulary import Vocabulary
-from posttrain_trainer.prepared import Example
+from posttrain_trainer.tokenset import Example, TrainingRow
 
 TooLongPolicy = Literal["Skip", "Split", "Truncate", "Fail"]
 TOO_LONG = "TooLong"
@@ -31,9 +31,10 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Encoded:
-    """The examples of one row (more than one where a document was split); `cut`: something was truncated away."""
+    """What one row of the data is trained on as (several rows where a document was split); `cut`: something was
+    truncated away."""
 
-    examples: tuple[Example, ...]
+    rows: tuple[TrainingRow, ...]
     cut: bool = False
 
 
@@ -172,7 +173,7 @@ def fit_response(tokens: Ids, start: int, limits: Limits) -> Encoded:
     mask = np.zeros(len(tokens), dtype=np.uint8)
     mask[max(1, start) :] = 1
     if len(tokens) <= limits.max_length:
-        return Encoded((_example(tokens, mask),))
+        return Encoded((_row(tokens, mask),))
     if limits.too_long != "Truncate":
         raise _too_long(len(tokens), limits)
     kept = mask[: limits.max_length]
@@ -180,20 +181,20 @@ def fit_response(tokens: Ids, start: int, limits: Limits) -> Encoded:
         raise RowRefused(
             TOO_LONG, f"the prompt alone has {start} tokens, the limit is {limits.max_length}: nothing to learn"
         )
-    return Encoded((_example(tokens[: limits.max_length], kept),), cut=True)
+    return Encoded((_row(tokens[: limits.max_length], kept),), cut=True)
 
 
 def fit_document(tokens: Ids, limits: Limits) -> Encoded:
     """All tokens but the first are targets. Split: windows that overlap by one token, so each is a target once."""
     length = limits.max_length
     if len(tokens) <= length:
-        return Encoded((_example(tokens, _document_mask(len(tokens))),))
+        return Encoded((_row(tokens, _document_mask(len(tokens))),))
     if limits.too_long == "Truncate":
-        return Encoded((_example(tokens[:length], _document_mask(length)),), cut=True)
+        return Encoded((_row(tokens[:length], _document_mask(length)),), cut=True)
     if limits.too_long != "Split":
         raise _too_long(len(tokens), limits)
     windows = [tokens[start : start + length] for start in range(0, len(tokens) - 1, length - 1)]
-    return Encoded(tuple(_example(window, _document_mask(len(window))) for window in windows))
+    return Encoded(tuple(_row(window, _document_mask(len(window))) for window in windows))
 
 
 def _document_mask(length: int) -> NDArray[np.uint8]:
@@ -202,8 +203,8 @@ def _document_mask(length: int) -> NDArray[np.uint8]:
     return mask
 
 
-def _example(tokens: Ids, mask: NDArray[np.uint8]) -> Example:
-    return Example(np.asarray(tokens, dtype=np.int32), mask)
+def _row(tokens: Ids, mask: NDArray[np.uint8]) -> TrainingRow:
+    return TrainingRow((Example(np.asarray(tokens, dtype=np.int32), mask),), {})
 
 
 def _too_long(count: int, limits: Limits) -> RowRefused:

@@ -1,0 +1,106 @@
+"""A micro-batch: what one forward of the model sees, built from rows of a token set.
+
+Called by `batching`. Rows are padded on the right and there is no attention mask: a causal model's real positions never
+see the padding. Everything that a loss needs to know about its rows is in here, so that an algorithm asks nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posttrain_trainer.tokenset import Example, TrainingRow
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward over s sequences of r rows (s = r · arity; the sequences of a row follow each other).
+
+    input_ids [b, T] int64, without a sequence's last token where only log-probabilities are asked for; index [n]:
+    counted positions in the flattened [b·T]; targets [n]: the token that follows each; weights [n] float32; sequence
+    [n] int64: whose position it is; ends [s]: each sequence's last real token in the flattened [b·T]; rows [r] float32:
+    1, and 0 in a dummy; values: numbers by row [r], and the reference's log-probabilities by sequence [s] as
+    `reference`; tokens: real tokens of its rows, 0 in a dummy.
+    """
+
+    input_ids: Tensor
+    index: Tensor
+    targets: Tensor
+    weights: Tensor
+    sequence: Tensor
+    ends: Tensor
+    rows: Tensor
+    tokens: int
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    positions: Tensor | None = None
+    """[b, T] int64 of packed sequences: starts from 0 with each. None: one sequence per line."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on `device`."""
+        if device.type == "cpu":
+            return self
+        moved = {name: _moved(getattr(self, name), device) for name in (each.name for each in fields(self))}
+        return replace(self, **moved)
+
+    def by_sequence(self, each: Tensor) -> Tensor:
+        """Σ over the counted tokens of each sequence. each: [n] → fp32 [s], with gradient."""
+        sums = torch.zeros(len(self.ends), dtype=torch.float32, device=each.device)
+        return sums.index_add(0, self.sequence, each.float())
+
+    def counts(self) -> Tensor:
+        """Counted tokens of each sequence, fp32 [s]."""
+        return self.by_sequence((self.weights > 0).float())
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in value.items()}
+    return value
+
+
+def collate(rows: Sequence[TrainingRow], whole: bool = False) -> MicroBatch:
+    """Pads on the right with token 0, which no counted position ever sees. `whole`: the last token of a sequence is an
+    input too, because its hidden state is asked for."""
+    examples = [example for row in rows for example in row.examples]
+    cut = 0 if whole else 1
+    width = max(1, max(len(example.tokens) for example in examples) - cut)
+    ids = np.zeros((len(examples), width), dtype=np.int64)
+    index, targets, owner = [], [], []
+    for number, example in enumerate(examples):
+        kept = len(example.tokens) - cut
+        ids[number, :kept] = example.tokens[:kept]
+        counted = np.flatnonzero(example.mask[1:])
+        index.append(number * width + counted)
+        targets.append(example.tokens[1:][counted])
+        owner.append(np.full(len(counted), number))
+    wanted = _long(np.concatenate(targets))
+    lengths = np.array([len(example.tokens) for example in examples])
+    return MicroBatch(
+        input_ids=torch.from_numpy(ids),
+        index=_long(np.concatenate(index)),
+        targets=wanted,
+        weights=torch.ones(len(wanted)),
+        sequence=_long(np.concatenate(owner)),
+        ends=_long(np.arange(len(examples)) * width + np.maximum(lengths - 1 - cut, 0)),
+        rows=torch.ones(len(rows)),
+        tokens=int(lengths.sum()),
+        values={name: torch.tensor([row.values[name] for row in rows]) for name in rows[0].values},
+    )
+
+
+def dummy(row: TrainingRow, whole: bool = False) -> MicroBatch:
+    """Keeps the collectives of a rank without rows in step: two real tokens of each example, weight 0."""
+    examples = tuple(Example(each.tokens[[0, -1]], np.array([0, 1], dtype=np.uint8)) for each in row.examples)
+    micro = collate([TrainingRow(examples, row.values)], whole)
+    return replace(micro, weights=torch.zeros_like(micro.weights), rows=torch.zeros(1), tokens=0)
+
+
+def _long(array: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(array, dtype=np.int64))
