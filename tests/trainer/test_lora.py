@@ -11,7 +11,8 @@ from posttrain_api.reasons import Reason
 from posttrain_api.trainer import LoraConfig
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.lora import adapter_size, add_adapter
-from posttrain_trainer.model import check_head, count
+from posttrain_trainer.model import count
+from posttrain_trainer.scorer import check_head
 
 
 def _model(tied: bool = False) -> transformers.PreTrainedModel:

@@ -14,7 +14,7 @@ from trainer_kit import Shape, rows
 from posttrain_trainer.algorithms.language_modeling import LanguageModeling
 from posttrain_trainer.losses import nll_sum, token_scores
 from posttrain_trainer.microbatch import collate, dummy
-from posttrain_trainer.model import Scorer, logit_transform
+from posttrain_trainer.scorer import Scorer, logit_transform
 from posttrain_trainer.tokenset import Example, TrainingRow
 
 

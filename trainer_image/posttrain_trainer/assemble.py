@@ -22,13 +22,14 @@ from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.fence import Fence, current_attempt
 from posttrain_trainer.loop import Course, Parts
-from posttrain_trainer.model import Scorer, build_policy, check_unchanged, count
+from posttrain_trainer.model import build_policy, check_unchanged, count
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.record import ENV_ATTEMPT
 from posttrain_trainer.recorder import Observer, Recorder, Sink
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.sampler import Sampler, total_rows
 from posttrain_trainer.schedule import Schedule
+from posttrain_trainer.scorer import Scorer
 from posttrain_trainer.tokenset import TokenSet
 
 

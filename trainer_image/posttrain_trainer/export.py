@@ -24,8 +24,8 @@ from posttrain_api.records import Output
 from posttrain_api.trainer import JobIdentity, TrainerConfig
 from posttrain_trainer.checkpoint_files import MANIFEST, FileEntry, entries, files_below, sync, write_json
 from posttrain_trainer.fence import Fence
-from posttrain_trainer.model import causal_lm
 from posttrain_trainer.prepared import Prepared
+from posttrain_trainer.scorer import causal_lm
 
 ADAPTER_DIR = "adapter"
 _PREFIX = "lm."
