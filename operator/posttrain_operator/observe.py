@@ -24,6 +24,7 @@ from posttrain_operator.reconcile import lookups
 from posttrain_operator.reconcile.intent import Family, Relative, understand
 from posttrain_operator.records import JobRecord, Key
 from posttrain_operator.settings import Settings
+from posttrain_operator.slim import pod_record
 
 _ADVICE = "create it, or name another; the job then starts by itself"
 
@@ -45,6 +46,9 @@ class Observer:
         seen = self._from_memory(record, intent)
         first = lookups.before_start(job, intent, child is not None)
         later = lookups.while_running(job, seen, now)
+        if later.pods:
+            await self._look_at_pods(record.key)
+            seen = self._from_memory(record, intent)
         missing, notes, lost, server = await asyncio.gather(
             self._missing(record.key.namespace, first),
             self._notes(record.key.namespace, later.events),
@@ -67,6 +71,13 @@ class Observer:
             obstacle=self._findings.obstacle.get(key),
             refusal=self._findings.refusal.get(key),
         )
+
+    async def _look_at_pods(self, key: Key) -> None:
+        """What the watch has not told: the cache takes what is newer."""
+        for found in await self._cluster.pods_of(*key):
+            pod = pod_record(found)
+            if pod is not None:
+                self._cache.put_pod(pod)
 
     def _intent(self, record: JobRecord) -> Intent:
         return understand(record.manifest(), self._family(record), self._settings.plan)

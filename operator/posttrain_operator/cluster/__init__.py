@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain_api import names
 from posttrain_operator.cluster.api import APPLY_PATCH, MERGE_PATCH, METADATA_LIST, Api, resource_path
 from posttrain_operator.cluster.errors import NotFound
-from posttrain_operator.cluster.kinds import CORE_EVENT, JOB, SELECTORS, Kind
+from posttrain_operator.cluster.kinds import CORE_EVENT, JOB, POD, SELECTORS, Kind
 
 PAGE = 500
 
@@ -84,6 +85,12 @@ class Cluster:
         """Core events about one object, in any order."""
         query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
         answer = await self.api.request("GET", _path(CORE_EVENT, namespace), query=query)
+        return list(answer.get("items") or ())
+
+    async def pods_of(self, namespace: str, job: str) -> list[dict[str, Any]]:
+        """A job's pods as the API server has them now."""
+        query = {"labelSelector": f"{names.LABEL_JOB_NAME}={job}"}
+        answer = await self.api.request("GET", _path(POD, namespace), query=query)
         return list(answer.get("items") or ())
 
     async def has_kind(self, kind: Kind) -> bool:

@@ -1,6 +1,7 @@
 """What the observer has to look up, because it is not watched. Pure; asked before each pass.
 
-Nothing on the way of a healthy job: its claim once before it starts, Events only when pods are missing or hang.
+Nothing on the way of a healthy job: its claim once before it starts, Events only when pods are missing or hang, its
+pods only when their child has ended and the watch has not said how.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from datetime import datetime
 from posttrain_operator import clock
 from posttrain_operator.facts import Intent, JobFacts, Observation
 from posttrain_operator.reconcile.attempt import AttemptView
-from posttrain_operator.records import PodRecord
+from posttrain_operator.records import ConditionRecord, PodRecord
 
 
 @dataclass(frozen=True)
 class Lookups:
-    """Names of claims and ConfigMaps that must exist; uids whose warning Events are wanted; nodes that may be lost."""
+    """Names of claims and ConfigMaps that must exist; uids whose warning Events are wanted; nodes that may be lost;
+    whether the job's pods are."""
 
     claims: tuple[str, ...] = ()
     config_maps: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
+    pods: bool = False
 
 
 def needs_plan(job: JobFacts, has_child: bool) -> bool:
@@ -49,11 +52,25 @@ def while_running(job: JobFacts, seen: Observation, now: datetime) -> Lookups:
     missing = late and not child.suspended and len(view.live) < view.size and not _over(seen)
     hanging = tuple(pod.uid for pod in view.live if _hangs(pod, seen, now))
     stuck = tuple(sorted({pod.node for pod in view.live if pod.node and overdue(pod, seen, now)}))
-    return Lookups(events=((child.uid,) if missing else ()) + hanging[:8], nodes=stuck)
+    events = ((child.uid,) if missing else ()) + hanging[:8]
+    return Lookups(events=events, nodes=stuck, pods=_unexplained(seen, view, now))
 
 
 def _over(seen: Observation) -> bool:
-    return seen.child is not None and (seen.child.holds("Succeeded") or seen.child.holds("Failed"))
+    return bool(_verdicts(seen))
+
+
+def _unexplained(seen: Observation, view: AttemptView, now: datetime) -> bool:
+    """A child that ended a while ago without a pod that did: a watch may stand still for minutes, and a success must
+    not be called a failure for it."""
+    since = [found.since for found in _verdicts(seen)]
+    late = any((clock.seconds_since(moment, now) or 0) >= seen.timing.settle / 2 for moment in since)
+    return late and not any(pod.ended and pod.role == "Master" for pod in view.pods)
+
+
+def _verdicts(seen: Observation) -> list[ConditionRecord]:
+    conditions = seen.child.conditions if seen.child else {}
+    return [found for name, found in conditions.items() if name in ("Succeeded", "Failed") and found.status == "True"]
 
 
 def _hangs(pod: PodRecord, seen: Observation, now: datetime) -> bool:
