@@ -24,6 +24,10 @@ class Prepared(Model):
     """Folder with config.json and weights; for a scratch model config.json only: weights come from the seed."""
     model_digest: str
     """Over names and contents of config and weight files: a checkpoint of another model is refused by it."""
+    reference_dir: str | None = None
+    """Folder of the reference's config and weights; None: the reference is the starting policy."""
+    reference_digest: str | None = None
+    """As `model_digest`, of the reference."""
     tokenizer_dir: str
     train_dir: str
     eval_dir: str | None = None
