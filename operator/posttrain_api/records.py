@@ -49,6 +49,15 @@ class Checkpoint(Model):
     digest: str = Field(max_length=80)
 
 
+class Best(Model):
+    """The best evaluation so far and where that model is exported: `<run_uri>/best`, in the output's format."""
+
+    step: Whole
+    metric: str = Field(min_length=1, max_length=64)
+    value: float
+    uri: str = Field(max_length=1024)
+
+
 class DataReport(Model):
     """What became of the rows: `rows` read, `used` to train, refused ones by reason, tokens in the training set."""
 
@@ -71,6 +80,8 @@ class Resolved(Model):
     revision: str | None = Field(default=None, max_length=80)
     parameters: Whole = 0
     trainable_parameters: Whole = 0
+    gradient_checkpointing: bool | None = None
+    """None: written by a trainer that does not know it."""
 
 
 class Output(Model):
@@ -93,6 +104,8 @@ class Success(Model):
     step: Whole
     metrics: dict[str, float] = Field(default_factory=dict)
     checkpoint: Checkpoint | None = None
+    best: Best | None = None
+    """With evaluation.keepBest only; None where nothing was evaluated."""
     data_report: DataReport | None = None
     resolved: Resolved | None = None
 
@@ -139,7 +152,7 @@ def render_termination(record: Success | Failure) -> str:
 def _shrink(record: Success | Failure) -> Success | Failure:
     if isinstance(record, Success):
         if not record.metrics:  # what is left are URIs in letters of several bytes
-            return record.model_copy(update={"data_report": None, "resolved": None, "checkpoint": None})
+            return record.model_copy(update={"data_report": None, "resolved": None, "checkpoint": None, "best": None})
         kept = dict(list(record.metrics.items())[: len(record.metrics) // 2])
         return record.model_copy(update={"metrics": kept})
     tail = _last_bytes(record.log_tail, len((record.log_tail or "").encode()) // 2)
@@ -160,7 +173,7 @@ Phase = Literal["Preparing", "Waiting", "Loading", "Training", "Evaluating", "Sa
 class Report(Model):
     """One progress report of rank 0 (POST on our own path; at most 16 KiB, one in 5 s; a heartbeat every 30 s).
 
-    `last_advance_time` (RFC 3339, UTC) is set by the loop only: a hang is judged on it. The last three fields are sent
+    `last_advance_time` (RFC 3339, UTC) is set by the loop only: a hang is judged on it. The last four fields are sent
     whenever they are known, so that a report lost is no fact lost.
     """
 
@@ -173,5 +186,6 @@ class Report(Model):
     metrics: dict[str, float] = Field(default_factory=dict, max_length=MAX_METRICS)
     last_advance_time: str | None = Field(default=None, max_length=40)
     checkpoint: Checkpoint | None = None
+    best: Best | None = None
     data_report: DataReport | None = None
     resolved: Resolved | None = None

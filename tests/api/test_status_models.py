@@ -9,7 +9,7 @@ from posttrain_api.base import Model
 from posttrain_api.crd.document import crd
 from posttrain_api.reasons import Reason
 from posttrain_api.status import CONDITIONS, JobStatus
-from posttrain_api.status.parts import CheckpointStatus, Condition, DataReport, Failure, OutputStatus
+from posttrain_api.status.parts import BestStatus, CheckpointStatus, Condition, DataReport, Failure, OutputStatus
 from posttrain_api.status.progress import Progress, ReportedResolution
 
 NOW = "2026-01-31T12:00:00Z"
@@ -23,6 +23,7 @@ def wire_names(model: type[Model]) -> set[str]:
     ("sent", "status"),
     [
         (records.Checkpoint, CheckpointStatus),
+        (records.Best, BestStatus),
         (records.DataReport, DataReport),
         (records.Output, OutputStatus),
         (records.Resolved, ReportedResolution),

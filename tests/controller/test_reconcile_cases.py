@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -272,3 +273,22 @@ def test_reported_facts_are_kept() -> None:
     cluster.settle()
     assert cluster.status["checkpoints"] == {"last": {**saved, "step": 20, "digest": "sha256:2"}, "count": 2}
     assert cluster.status["dataReport"]["rows"] == 2
+
+
+def test_the_best_evaluation_stays_beside_the_last_checkpoint() -> None:
+    cluster = running_cluster()
+    saved = {"step": 10, "time": "2026-01-01T00:00:00Z", "uri": "u", "sizeBytes": 1, "digest": "sha256:1"}
+    best = {"step": 8, "metric": "eval_loss", "value": 0.5, "uri": "pvc://c/j/u/best"}
+    cluster.report(phase="Training", checkpoint=saved, best=best)
+    cluster.settle()
+    cluster.report(phase="Training", checkpoint={**saved, "step": 20, "digest": "sha256:2"}, best=best)
+    cluster.settle()
+    assert cluster.status["checkpoints"]["best"] == best
+    assert cluster.status["checkpoints"]["last"]["step"] == 20
+    better = {**best, "step": 30, "value": 0.25}
+    output = {"uri": "pvc://c/j/u/output", "digest": "d", "format": "peft", "sizeBytes": 1}
+    last = {"kind": "success", "step": 40, "output": output, "best": better}
+    cluster.end(cluster.uid("master"), 0, json.dumps(last))
+    cluster.settle()
+    assert cluster.status["checkpoints"]["best"] == better
+    assert cluster.status["checkpoints"]["last"]["step"] == 20

@@ -69,6 +69,8 @@ def test_a_failure_that_cannot_be_shown_leaves_the_exit_code(message: str) -> No
         {"checkpoint": {**CHECKPOINT, "time": "2026-W05-3T00:00:00Z"}},
         {"checkpoint": {**CHECKPOINT, "time": "2026-02-31T00:00:00Z"}},
         {"checkpoint": {**CHECKPOINT, "step": 10**30}},
+        {"best": {"step": 1, "metric": "x" * 65, "value": 1.0, "uri": "pvc://c/best"}},
+        {"best": {"step": 1, "metric": "eval_loss", "value": "nan", "uri": "pvc://c/best"}},
         {"dataReport": {"rows": 1, "used": 1, "tokens": 1, "refusedByReason": {"x" * 65: 1}}},
         {"dataReport": {"rows": 1, "used": 1, "tokens": 1, "refusedByReason": {"x": -1}}},
     ],

@@ -70,10 +70,22 @@ class CheckpointStatus(Model):
     digest: str | None = optional("Digest of its manifest", example="sha256:9f2c", max_length=DIGEST)
 
 
+class BestStatus(Model):
+    """The best evaluation so far."""
+
+    step: int | None = optional("Step after which it was evaluated", example=800, ge=0, le=BIG)
+    metric: str | None = optional("Name of the metric", example="eval_loss", max_length=64)
+    value: float | None = optional("Its value there", example=0.82)
+    uri: str | None = optional("Folder of that model", example="pvc://runs/my-job/3f0c/best", max_length=URI)
+
+
 class Checkpoints(Model):
     """Saved states."""
 
     last: CheckpointStatus | None = optional("The newest", example={"step": 1000})
+    best: BestStatus | None = optional(
+        "The best evaluation, with evaluation.keepBest", example={"step": 800, "metric": "eval_loss", "value": 0.82}
+    )
     count: int | None = optional("Checkpoints committed so far", example=2, ge=0, le=BIG)
 
 

@@ -1,8 +1,7 @@
 """`status.progress`: the trainer's latest report, written by the status server and by nobody else.
 
-At most every 10 s, at least every 60 s while reports arrive. Its checkpoint, dataReport and resolved are carried here
-until reconcile
-has copied them to their official places.
+At most every 10 s, at least every 60 s while reports arrive. Its checkpoint, best, dataReport and resolved
+are carried here until reconcile has copied them to their official places.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pydantic import Field
 from posttrain_api.base import Model
 from posttrain_api.records import MAX_METRICS
 from posttrain_api.spec.fields import optional, required
-from posttrain_api.status.parts import BIG, DIGEST, CheckpointStatus, DataReport
+from posttrain_api.status.parts import BIG, DIGEST, BestStatus, CheckpointStatus, DataReport
 from posttrain_api.status.times import RFC3339
 
 
@@ -37,6 +36,7 @@ class ReportedResolution(Model):
     revision: str | None = optional("Commit of the model", example="3f1c9a", max_length=DIGEST)
     parameters: int | None = optional("Parameters of the model", example=1543714304, ge=0, le=BIG)
     trainable_parameters: int | None = optional("Of these, trained", example=18464768, ge=0, le=BIG)
+    gradient_checkpointing: bool | None = optional("Whether activations are computed twice", example=True)
 
 
 class Progress(Model):
@@ -65,6 +65,9 @@ class Progress(Model):
         "When the training loop last got on; a hang is judged on it", example="2026-01-31T13:00:00Z"
     )
     checkpoint: CheckpointStatus | None = optional("Newest checkpoint that was reported", example={"step": 1000})
+    best: BestStatus | None = optional(
+        "Best evaluation that was reported", example={"step": 800, "metric": "eval_loss", "value": 0.82}
+    )
     data_report: DataReport | None = optional(
         "What became of the rows, as reported", example={"rows": 1000, "used": 998}
     )

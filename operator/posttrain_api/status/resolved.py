@@ -110,6 +110,9 @@ class ResolvedTraining(Model):
     max_grad_norm: float | None = optional("Clipping norm", example=1)
     seed: int | None = optional("Seed", example=0)
     precision: Word | None = optional("Number format of the computation", example="FP32")
+    gradient_checkpointing: bool | None = optional(
+        "Whether activations are computed twice instead of kept; not there until it is decided", example=True
+    )
 
 
 class ResolvedDeepSpeed(Model):

@@ -109,11 +109,13 @@ def settle(resolved: Mapping[str, Any], prepared: Resolved | None) -> dict[str, 
     sizes."""
     if prepared is None:
         return dict(resolved)
-    training = {
+    training: dict[str, Any] = {
         "warmupSteps": prepared.warmup_steps,
         "totalSteps": prepared.total_steps,
         "precision": prepared.precision,
     }
+    if prepared.gradient_checkpointing is not None:
+        training["gradientCheckpointing"] = prepared.gradient_checkpointing
     model: dict[str, Any] = {
         "attention": prepared.attention,
         "revision": prepared.revision,

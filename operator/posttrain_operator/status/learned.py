@@ -45,6 +45,8 @@ def reported(status: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str
     facts: dict[str, Any] = {}
     if checkpoint := progress.get("checkpoint"):
         facts["checkpoints"] = _checkpoints(status, checkpoint)
+    if best := progress.get("best"):
+        facts["checkpoints"] = {**_known(status, facts), "best": dict(best)}
     if report := progress.get("dataReport"):
         facts["dataReport"] = report
     if resolved := _resolved(progress.get("resolved")):
@@ -57,11 +59,18 @@ def succeeded(status: Mapping[str, Any], success: Success) -> dict[str, Any]:
     facts: dict[str, Any] = {"output": success.output.to_wire(), "failure": None}
     if success.checkpoint:
         facts["checkpoints"] = _checkpoints(status, success.checkpoint.to_wire())
+    if success.best:
+        facts["checkpoints"] = {**_known(status, facts), "best": success.best.to_wire()}
     if success.data_report:
         facts["dataReport"] = success.data_report.to_wire()
     if success.resolved:
         facts |= _settled(status, success.resolved)
     return facts
+
+
+def _known(status: Mapping[str, Any], facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    known: Mapping[str, Any] = facts.get("checkpoints") or status.get("checkpoints") or {}
+    return known
 
 
 def _checkpoints(status: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:

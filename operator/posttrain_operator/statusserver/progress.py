@@ -14,7 +14,7 @@ from typing import Any
 from posttrain_api.records import Report
 from posttrain_operator.statusserver.bodies import Incoming
 
-FACTS = ("checkpoint", "dataReport", "resolved")
+FACTS = ("checkpoint", "best", "dataReport", "resolved")
 """What is written at once when it is new, and carried over when a report lacks it."""
 _BEFORE_TRAINING = frozenset({"Preparing", "Waiting", "Loading"})
 _DISPLAY, _HEADLINE = 32, 64
