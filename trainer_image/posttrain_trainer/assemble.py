@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Resolved
 from posttrain_api.trainer import TrainerConfig
@@ -22,14 +24,13 @@ from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.fence import Fence, current_attempt
 from posttrain_trainer.loop import Course, Parts
-from posttrain_trainer.model import build_policy, check_unchanged, count
+from posttrain_trainer.model import build_module, check_unchanged, count
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.record import ENV_ATTEMPT
 from posttrain_trainer.recorder import Observer, Recorder, Sink
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.sampler import Sampler, total_rows
 from posttrain_trainer.schedule import Schedule
-from posttrain_trainer.scorer import Scorer
 from posttrain_trainer.tokenset import TokenSet
 
 
@@ -56,12 +57,12 @@ def assemble(job: Job, outside: Outside, make_optimizer: MakeOptimizer | None = 
     config, prepared = job.config, job.prepared
     if job.runtime.first and _attempt(config) > 1:  # in the first one `prepare` has just read it
         check_unchanged(config, prepared)
-    policy = build_policy(config, prepared)
-    counts = count(policy)
+    module = build_module(config, prepared)
+    counts = count(module)
     resolved = prepared.resolved.model_copy(
         update={"parameters": counts.parameters, "trainable_parameters": counts.trainable}
     )
-    engine = _engine(job, Scorer(policy), make_optimizer or adamw(_adam(config)))
+    engine = _engine(job, module, make_optimizer or adamw(_adam(config)))
     algorithm = algorithm_of(config)
     part = Share(
         job.runtime.rank, job.runtime.ranks, config.training.tokens_per_micro_batch, whole=algorithm.needs == "score"
@@ -88,16 +89,16 @@ def course_of(config: TrainerConfig, resolved: Resolved) -> Course:
     return Course(schedule, config.evaluation.every_steps, checkpoint.every_steps, checkpoint.every_seconds)
 
 
-def _engine(job: Job, scorer: Scorer, make_optimizer: MakeOptimizer) -> Engine:
+def _engine(job: Job, module: nn.Module, make_optimizer: MakeOptimizer) -> Engine:
     training = job.config.training
-    optimizer = make_optimizer(parameter_groups(scorer, training.weight_decay))
+    optimizer = make_optimizer(parameter_groups(module, training.weight_decay))
     settings = EngineSettings(
         zero_stage=job.prepared.resolved.zero_stage,
         max_grad_norm=training.max_grad_norm,
         adapter=job.config.tuning == "LoRA",
     )
-    scorer.train()
-    return Engine(scorer, optimizer, settings)
+    module.train()
+    return Engine(module, optimizer, settings)
 
 
 def _adam(config: TrainerConfig) -> AdamSettings:

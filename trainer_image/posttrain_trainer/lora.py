@@ -20,9 +20,9 @@ from posttrain_trainer.errors import TrainerFailure
 ALL_LINEAR = "all-linear"
 
 
-def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
+def add_adapter(model: nn.Module, config: LoraConfig, seed: int, *, scores: bool = False) -> nn.Module:
     """The model with a new adapter, drawn from `seed` alike on every rank. TrainerFailure where a name matches no
-    module, or one whose weights another has too.
+    module, or one whose weights another has too. `scores`: a reward model, whose head is trained whole beside it.
 
     Adapter weights keep the base's type: ZeRO holds the fp32 masters, and mixed types break its gathers.
     """
@@ -34,7 +34,7 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=targets,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",  # peft adds the head to modules_to_save
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

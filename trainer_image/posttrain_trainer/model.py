@@ -1,6 +1,6 @@
-"""The policy: a causal language model made or loaded in fp32, and its adapter.
+"""What is trained: the policy or the reward model, made or loaded in fp32, with its adapter.
 
-Called by the worker before DeepSpeed sees anything. Every rank makes the same weights: drawn from the job's seed,
+Called by assemble before DeepSpeed sees anything. Every rank makes the same weights: drawn from the job's seed,
 or read from the folder that `prepare` left.
 """
 
@@ -17,10 +17,12 @@ from torch import nn
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.loading import ModelFolder, load_causal, load_reward
 from posttrain_trainer.lora import add_adapter
 from posttrain_trainer.model_files import CONFIG, digest_of, weight_files
 from posttrain_trainer.prepared import Prepared
-from posttrain_trainer.scorer import check_head
+from posttrain_trainer.score_model import ScoreModel
+from posttrain_trainer.scorer import Scorer, check_head
 
 
 def check_unchanged(config: TrainerConfig, prepared: Prepared) -> None:
@@ -52,47 +54,35 @@ def count(model: nn.Module) -> Counts:
     return Counts(sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns))
 
 
-def build_policy(config: TrainerConfig, prepared: Prepared) -> nn.Module:
-    """The starting policy in fp32 on the CPU, with its adapter under LoRA. TrainerFailure where it cannot be used."""
-    folder = Path(prepared.model_dir)
-    options = {"attn_implementation": prepared.resolved.attention.lower(), "dtype": torch.float32}
-    model: Any = _drawn(config, folder, options) if config.model.scratch else _loaded(config, folder, options)
-    check_head(model)
-    if config.lora is not None and config.tuning == "LoRA":
-        model = add_adapter(model, config.lora, config.training.seed)
-    policy: nn.Module = model
-    return policy
+def build_module(config: TrainerConfig, prepared: Prepared) -> nn.Module:
+    """What the engine runs, in fp32 on the CPU: the policy's scorer, or the reward model; with its adapter under LoRA.
+    TrainerFailure where the model cannot be used."""
+    if config.stage == "RewardModel":
+        reward = load_reward(_folder(config, prepared), Path(prepared.tokenizer_dir), config.training.seed)
+        return ScoreModel(_adapted(config, reward))
+    return Scorer(_adapted(config, _policy(config, prepared)))
 
 
-def _drawn(config: TrainerConfig, folder: Path, options: dict[str, Any]) -> Any:
-    shape = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+def _policy(config: TrainerConfig, prepared: Prepared) -> Any:
+    folder = _folder(config, prepared)
+    if config.model.scratch is None:
+        return load_causal(folder)
+    shape = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        return transformers.AutoModelForCausalLM.from_config(shape, **options)
-
-
-def _loaded(config: TrainerConfig, folder: Path, options: dict[str, Any]) -> Any:
-    remote = config.model.trust_remote_code
-    try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=remote, output_loading_info=True, **options
+        drawn = transformers.AutoModelForCausalLM.from_config(
+            shape, attn_implementation=folder.attention, dtype=torch.float32
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise TrainerFailure(
-            Reason.MODEL_INCOMPATIBLE,
-            f"{folder}: transformers {transformers.__version__} cannot load it as a causal language model: {error}. "
-            "Check that config.json and the safetensors files belong together.",
-        ) from error
-    _check_complete(folder, info)
-    return model
+    check_head(drawn)
+    return drawn
 
 
-def _check_complete(folder: Path, info: dict[str, Any]) -> None:
-    for what in ("missing_keys", "mismatched_keys"):
-        names = sorted(str(name) for name in info.get(what) or ())
-        if names:
-            raise TrainerFailure(
-                Reason.MODEL_INCOMPATIBLE,
-                f"{folder}: {len(names)} weights are {what.removesuffix('_keys')}, the first is {names[0]}. "
-                "They would be drawn at random; give a folder whose weights fit its config.json.",
-            )
+def _folder(config: TrainerConfig, prepared: Prepared) -> ModelFolder:
+    attention = prepared.resolved.attention.lower()
+    return ModelFolder(Path(prepared.model_dir), attention, config.model.trust_remote_code)
+
+
+def _adapted(config: TrainerConfig, model: Any) -> Any:
+    if config.lora is None or config.tuning != "LoRA":
+        return model
+    return add_adapter(model, config.lora, config.training.seed, scores=config.stage == "RewardModel")

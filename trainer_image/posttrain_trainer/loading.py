@@ -1,0 +1,90 @@
+"""From a model folder to a model in memory: fp32, on the CPU, every weight read from the folder.
+
+Called by model.py for the model that is trained, by reference.py for the one it is compared with, by export.py for the
+base of a merged model. Nothing here is drawn at random but a reward model's new head, and nothing trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from posttrain_api.reasons import Reason
+from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.score_model import HEAD, check_scores, pad_token, set_head
+from posttrain_trainer.scorer import check_head
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a model is and how it is loaded. `attention`: transformers' name of the kernel."""
+
+    path: Path
+    attention: str = "sdpa"
+    trust_remote_code: bool = False
+
+
+def load_causal(folder: ModelFolder) -> Any:
+    """A causal language model that the scorer can run. TrainerFailure(ModelIncompatible)."""
+    model, info = _read(transformers.AutoModelForCausalLM, folder)
+    _check_complete(folder.path, info, drawn=())
+    check_head(model)
+    return model
+
+
+def load_reward(folder: ModelFolder, tokenizer: Path, seed: int) -> Any:
+    """A reward model: an earlier one with its head, or a causal language model's body with a new head drawn from
+    `seed`. TrainerFailure(ModelIncompatible)."""
+    model, info = _read(transformers.AutoModelForSequenceClassification, folder, num_labels=1)
+    head = f"{HEAD}.weight"
+    _check_complete(folder.path, info, drawn=(head,))
+    set_head(model, seed, draw=head in (info.get("missing_keys") or ()))
+    set_pad_token(model, tokenizer)
+    check_scores(model)
+    return model
+
+
+def set_pad_token(model: Any, tokenizer: Path) -> None:
+    """Writes the reward model's pad token into its configuration. After the model is made: its embedding would leave
+    the row of a pad token untrained."""
+    chosen = transformers.AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    number = chosen.convert_tokens_to_ids(pad_token(chosen, vocabulary, str(tokenizer)))
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = number
+
+
+def _read(kind: Any, folder: ModelFolder, **options: Any) -> tuple[Any, dict[str, Any]]:
+    try:
+        model, info = kind.from_pretrained(
+            folder.path,
+            local_files_only=True,
+            trust_remote_code=folder.trust_remote_code,
+            attn_implementation=folder.attention,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        what = "a causal language model" if kind is transformers.AutoModelForCausalLM else "a reward model"
+        raise TrainerFailure(
+            Reason.MODEL_INCOMPATIBLE,
+            f"{folder.path}: transformers {transformers.__version__} cannot load it as {what}: {error}. "
+            "Check that config.json and the safetensors files belong together.",
+        ) from error
+    return model, info
+
+
+def _check_complete(folder: Path, info: dict[str, Any], drawn: tuple[str, ...]) -> None:
+    for what in ("missing_keys", "mismatched_keys"):
+        names = sorted({str(name) for name in info.get(what) or ()} - set(drawn if what == "missing_keys" else ()))
+        if names:
+            raise TrainerFailure(
+                Reason.MODEL_INCOMPATIBLE,
+                f"{folder}: {len(names)} weights are {what.removesuffix('_keys')}, the first is {names[0]}. "
+                "They would be drawn at random; give a folder whose weights fit its config.json.",
+            )
