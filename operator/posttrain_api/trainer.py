@@ -112,9 +112,11 @@ class LoraConfig(Model):
     """h = (W + (alpha/rank)·B·A)·x; `target_modules` are peft's names, `all-linear` = all but the head.
 
     `rslora`: alpha/√rank instead; `dora`: magnitude and direction apart; `continue_adapter`: the last of
-    `model.adapters` is trained further instead of being merged, and rank, alpha and targets are its own."""
+    `model.adapters` is trained further instead of being merged. Rank, alpha, targets, rslora and dora are its own then;
+    a `rank` that the job gives all the same must be that adapter's."""
 
-    rank: int
+    rank: int | None = None
+    """None only with `continue_adapter`."""
     alpha: float
     dropout: float
     target_modules: tuple[str, ...]
