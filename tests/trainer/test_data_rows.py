@@ -9,16 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.data.rows import (
-    Chat,
-    Kind,
-    Pair,
-    RowRefused,
-    Text,
-    allowed_kinds,
-    choose_kind,
-    parse_row,
-)
+from posttrain_trainer.data.messages import RowRefused
+from posttrain_trainer.data.rows import Chat, Comparison, Pair, Text, parse_row
+from posttrain_trainer.data.schema import COLUMNS, Kind, allowed_kinds, choose_kind
 from posttrain_trainer.errors import TrainerFailure
 
 USER = {"role": "user", "content": "q"}
@@ -53,7 +46,7 @@ def test_choice_of_kind(columns: set[str], mapping: dict[str, str], kind: Kind) 
             {},
             ["found: answer, question", "columns: {prompt: question, completion: answer}"],
         ),
-        ("SFT", {"conversations"}, {}, ["columns: {messages: conversations}"]),
+        ("SFT", {"dialogue"}, {}, ["columns: {messages: dialogue}"]),
         ("SFT", {"text"}, {}, ["lossOn: All"]),
         ("SFT", {"a"}, {"prompt": "b"}, ["maps prompt to 'b'", "the columns are: a"]),
         ("Pretrain", {"messages"}, {}, ["needs the columns (text)", "{text: <column>}"]),
@@ -113,7 +106,8 @@ JSON = st.recursive(
 
 
 @given(
-    st.dictionaries(st.sampled_from(["text", "messages", "prompt", "completion"]), JSON), st.sampled_from(list(Kind))
+    st.dictionaries(st.sampled_from(sorted({name for names in COLUMNS.values() for name in names})), JSON),
+    st.sampled_from(list(Kind)),
 )
 def test_any_row_is_parsed_or_refused(values: dict[str, Any], kind: Kind) -> None:
     """No row, however odd, is an unexpected error."""
@@ -121,4 +115,4 @@ def test_any_row_is_parsed_or_refused(values: dict[str, Any], kind: Kind) -> Non
         outcome: Any = parse_row(values, kind, {}, "Auto")
     except RowRefused as refusal:
         outcome = refusal
-    assert isinstance(outcome, Text | Pair | Chat | RowRefused)
+    assert isinstance(outcome, Text | Pair | Chat | Comparison | RowRefused)

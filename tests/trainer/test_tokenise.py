@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from prepare_kit import small_tokenizer
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.data.rows import Chat, LossOn, Pair, Parsed, RowRefused, Text
-from posttrain_trainer.data.tokenise import TOO_LONG, Encoded, Limits, Tokeniser, TooLongPolicy, fit_document
+from posttrain_trainer.data.fit import TOO_LONG, Encoded, Limits, TooLongPolicy, fit_document
+from posttrain_trainer.data.messages import RowRefused
+from posttrain_trainer.data.rows import Chat, Pair, Parsed, Text
+from posttrain_trainer.data.schema import LossOn
+from posttrain_trainer.data.tokenise import Tokeniser
 from posttrain_trainer.data.vocabulary import Vocabulary
 from posttrain_trainer.errors import TrainerFailure
 

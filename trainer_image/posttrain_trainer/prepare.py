@@ -22,9 +22,11 @@ from posttrain_api.names import PREPARED_DIR
 from posttrain_api.trainer import DataConfig, DataSource, TrainerConfig
 from posttrain_trainer import preflight
 from posttrain_trainer.data import build
+from posttrain_trainer.data.fit import Limits
+from posttrain_trainer.data.messages import RowRefused
 from posttrain_trainer.data.readers import Row, list_files
-from posttrain_trainer.data.rows import RowRefused, Text, parse_row
-from posttrain_trainer.data.tokenise import Limits, Tokeniser
+from posttrain_trainer.data.rows import Text, parse_row
+from posttrain_trainer.data.tokenise import Tokeniser
 from posttrain_trainer.data.vocabulary import Vocabulary
 from posttrain_trainer.environment import load_config
 from posttrain_trainer.fence import Fence
@@ -113,7 +115,7 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
     model = _model(config, paths, fetcher, train)
     vocabulary = _vocabulary(model, [*train, *evaluation])
     data = _within_positions(config.data, model.positions)
-    tokeniser = Tokeniser(vocabulary, Limits(data.max_length, data.too_long), data.loss_on)
+    tokeniser = Tokeniser(vocabulary, Limits(data.max_length, data.too_long, data.max_prompt_length), data.loss_on)
     built = build.build(paths.attempt / "train", "train", train, data, tokeniser)
     _log.info("the first rows as the model will see them:\n%s", preflight.table(built.samples, vocabulary.decode))
     held_out = build.build(paths.attempt / "eval", "eval", evaluation, data, tokeniser) if evaluation else None
@@ -147,7 +149,7 @@ def _open(config: TrainerConfig, sources: tuple[DataSource, ...], role: str, pat
 
             files = hub_files(fetched.path, source, role, paths.cache)
         one = build.OpenSource(source, tuple(files))
-        opened.append((one, build.schema_of(one, config.stage, config.data)))
+        opened.append((one, build.schema_of(one, config)))
     return opened
 
 

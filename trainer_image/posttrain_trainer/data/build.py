@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain_api.records import DataReport
-from posttrain_api.trainer import DataConfig, DataSource
+from posttrain_api.trainer import DataConfig, DataSource, TrainerConfig
+from posttrain_trainer.data.fit import Encoded
+from posttrain_trainer.data.messages import RowRefused
 from posttrain_trainer.data.readers import Broken, DataFile, Place, Row, read
 from posttrain_trainer.data.report import Tally, judge
-from posttrain_trainer.data.rows import Kind, Parsed, RowRefused, allowed_kinds, choose_kind, parse_row
-from posttrain_trainer.data.tokenise import Encoded, Tokeniser
+from posttrain_trainer.data.rows import Parsed, parse_row
+from posttrain_trainer.data.schema import CHATS, MARGIN, Kind, allowed_kinds, choose_kind
+from posttrain_trainer.data.tokenise import Tokeniser
 from posttrain_trainer.progress import Progress
 from posttrain_trainer.tokenset import TokenSetWriter, TrainingRow, set_files
 
@@ -76,17 +79,30 @@ class Built:
     samples: tuple[Sample, ...]
 
 
-def schema_of(opened: OpenSource, stage: str, config: DataConfig) -> Schema | None:
+def schema_of(opened: OpenSource, config: TrainerConfig) -> Schema | None:
     """The row kind, from the columns of the first rows; None where there is no readable row. DatasetSchemaInvalid."""
     peeked = [record for record in itertools.islice(opened.records(), PEEK_ROWS) if isinstance(record, Row)]
     columns = {name for record in peeked for name in record.values}
     if not columns:
         return None
-    mapping = opened.source.columns
-    kind = choose_kind(opened.source.uri, columns, mapping, allowed_kinds(stage, config.loss_on))
-    completion = mapping.get("completion", "completion")
-    lists = kind is Kind.PAIR and any(isinstance(record.values.get(completion), list) for record in peeked)
-    return Schema(kind, mapping, chat=lists or kind is Kind.MESSAGES)
+    mapping = _mapping(opened.source, config)
+    kind = choose_kind(opened.source.uri, columns, mapping, allowed_kinds(config.stage, config.data.loss_on))
+    answer = mapping.get(_ANSWERS.get(kind, ""), _ANSWERS.get(kind, ""))
+    lists = any(isinstance(record.values.get(answer), list) for record in peeked)
+    return Schema(kind, mapping, chat=lists or kind in CHATS)
+
+
+_ANSWERS = {Kind.PAIR: "completion", Kind.COMPARISON: "chosen"}
+"""Kinds whose rows are strings or lists of messages, and the column that tells which."""
+
+
+def _mapping(source: DataSource, config: TrainerConfig) -> dict[str, str]:
+    """The source's columns; a margin only where it is learnt from."""
+    mapping = {ours: theirs for ours, theirs in source.columns.items() if ours != MARGIN}
+    margin = source.columns.get(MARGIN, config.reward_model.margin_column)
+    if config.stage == "RewardModel" and margin is not None:
+        mapping[MARGIN] = margin
+    return mapping
 
 
 def build(
@@ -99,14 +115,15 @@ def build(
     """Writes the token set of the sources to `folder`. TrainerFailure where too much is refused or nothing is left."""
     tally, samples = Tally(name), list[Sample]()
     progress = Progress(f"tokenise {name}", sum(opened.size for opened, _ in sources))
-    with TokenSetWriter(folder) as writer, progress:
+    columns = _columns(sources)
+    with TokenSetWriter(folder, _arity(sources), columns) as writer, progress:
         for place, outcome, size in _outcomes(sources, config, tokeniser):
             if isinstance(outcome, RowRefused):
                 tally.refuse(place, outcome)
             else:
                 tally.use(outcome)
                 for row in outcome.rows:
-                    writer.append(*row.examples, **row.values)
+                    writer.append(*row.examples, **{**dict.fromkeys(columns, 0.0), **row.values})
                 if len(samples) < SAMPLES:
                     samples.append(Sample(place, outcome.rows[0]))
             progress.advance(size, f"{tally.rows} rows, {tally.tokens} tokens")
@@ -117,6 +134,16 @@ def build(
         tally.write_refused(folder.parent / f"refused-{name}.jsonl")
     judge(tally, config)
     return Built(tally.report(), tally.training_rows, tuple(samples))
+
+
+def _arity(sources: Sources) -> int:
+    pairs = (Kind.COMPARISON, Kind.CONVERSATIONS)
+    return 2 if any(schema is not None and schema.kind in pairs for _, schema in sources) else 1
+
+
+def _columns(sources: Sources) -> tuple[str, ...]:
+    """Numbers of the set; a source without a margin has margin 0."""
+    return (MARGIN,) if any(schema is not None and MARGIN in schema.mapping for _, schema in sources) else ()
 
 
 Outcome = tuple[Place, Encoded | RowRefused, int]

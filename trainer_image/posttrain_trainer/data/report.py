@@ -1,7 +1,8 @@
 """The tally of a data set: rows read, used, refused by reason; and whether the job may train on the rest.
 
-Rows that are too long are no bad rows: they are counted apart and have a limit of their own. The first refused rows
-are kept with their places, for the log, for `refused.jsonl` and for the message of a failure.
+Rows that are too long are no bad rows: they are counted apart and have a limit of their own. Nor are pairs of equal
+answers, which no job is refused for as long as others are left. The first refused rows are kept with their places,
+for the log, for `refused.jsonl` and for the message of a failure.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from pathlib import Path
 from posttrain_api.reasons import Reason
 from posttrain_api.records import DataReport
 from posttrain_api.trainer import DataConfig
+from posttrain_trainer.data.fit import IDENTICAL, TOO_LONG, Encoded
+from posttrain_trainer.data.messages import RowRefused
 from posttrain_trainer.data.readers import Place
-from posttrain_trainer.data.rows import RowRefused
-from posttrain_trainer.data.tokenise import TOO_LONG, Encoded
 from posttrain_trainer.errors import TrainerFailure
 
 MAX_EXAMPLES = 1000
-"""Of too long rows, and as many again of bad ones: one sort must not crowd out the other."""
+"""Of too long rows, and as many again of bad ones and of equal answers: one sort must not crowd out the other."""
+APART = (TOO_LONG, IDENTICAL)
+"""Reasons that say nothing against the data."""
 SHOWN = 3
 ROWS_AFTER_FIRST_BAD = 10_000
 """Under policy Fail the job is lost at the first bad row: so many more are read to make the report useful."""
 TRUNCATED = "Truncated"
+BAD = "Bad"
 
 
 @dataclass
@@ -46,12 +50,17 @@ class Tally:
         """Counts a row that is not used."""
         self.rows += 1
         self.refused[refusal.reason] += 1
-        too_long = refusal.reason == TOO_LONG
-        if not too_long and self.first_bad_row is None:
+        apart = refusal.reason in APART
+        if not apart and self.first_bad_row is None:
             self.first_bad_row = self.rows
-        alike = self.refused[TOO_LONG] if too_long else self.refused.total() - self.refused[TOO_LONG]
+        alike = self.refused[refusal.reason] if apart else self.bad
         if alike <= MAX_EXAMPLES:
             self.first.append((place, refusal))
+
+    @property
+    def bad(self) -> int:
+        """Refused rows that count against the data."""
+        return self.refused.total() - sum(self.refused[reason] for reason in APART)
 
     def use(self, encoded: Encoded) -> None:
         """Counts a row that is used."""
@@ -83,7 +92,8 @@ class Tally:
 
     def summary(self) -> str:
         """One line for the log."""
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.refused.items())) or "none"
+        shares = (f"{reason} {count} ({count / self.rows:.2%})" for reason, count in sorted(self.refused.items()))
+        reasons = ", ".join(shares) or "none"
         cut = f", {self.cut} truncated" if self.cut else ""
         return (
             f"{self.name}: {self.rows} rows, {self.used} used as {self.training_rows} training rows{cut}, "
@@ -104,14 +114,13 @@ def judge(tally: Tally, config: DataConfig) -> None:
     data.tooLong*.
     """
     too_long = tally.refused[TOO_LONG]
-    bad = tally.refused.total() - too_long
-    _judge_bad(tally, config, bad)
+    _judge_bad(tally, config, tally.bad)
     if tally.used == 0 or tally.counted == 0:
         raise TrainerFailure(Reason.NOTHING_TO_LEARN, _nothing(tally, config, too_long))
     if config.too_long == "Fail" and too_long:
         raise TrainerFailure(
             Reason.DATA_ROWS_REJECTED,
-            f"{_places(tally, too_long=True)} {too_long} of {tally.rows} {tally.name} rows are too long, and "
+            f"{_places(tally, TOO_LONG)} {too_long} of {tally.rows} {tally.name} rows are too long, and "
             "data.tooLong "
             "is Fail. Raise data.maxLength, shorten them, or set data.tooLong: Skip.",
         )
@@ -122,7 +131,7 @@ def judge(tally: Tally, config: DataConfig) -> None:
             f"{too_long + tally.cut} of {tally.rows} {tally.name} rows ({share:.1%}) are longer than "
             f"{config.max_length} "
             f"tokens; data.tooLongMaxFraction allows {config.too_long_max_fraction:.1%}. "
-            f"{_places(tally, too_long=True)} "
+            f"{_places(tally, TOO_LONG)} "
             "Raise data.maxLength or data.tooLongMaxFraction.",
         )
 
@@ -130,8 +139,8 @@ def judge(tally: Tally, config: DataConfig) -> None:
 def _judge_bad(tally: Tally, config: DataConfig, bad: int) -> None:
     if not bad:
         return
-    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(tally.refused.items()) if reason != TOO_LONG)
-    found = f"{_places(tally, too_long=False)} {bad} of {tally.rows} {tally.name} rows read are refused ({counts})."
+    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(tally.refused.items()) if reason not in APART)
+    found = f"{_places(tally, BAD)} {bad} of {tally.rows} {tally.name} rows read are refused ({counts})."
     if config.bad_rows_policy == "Fail":
         raise TrainerFailure(
             Reason.DATA_ROWS_REJECTED,
@@ -152,7 +161,12 @@ def _nothing(tally: Tally, config: DataConfig, too_long: int) -> str:
         return (
             f"{too_long} of {tally.rows} {tally.name} rows are too long and none is left (limit {config.max_length} "
             "tokens). "
-            f"{_places(tally, too_long=True)} Raise data.maxLength."
+            f"{_places(tally, TOO_LONG)} Raise data.maxLength."
+        )
+    if tally.refused[IDENTICAL] == tally.rows:
+        return (
+            f"The two answers of all {tally.rows} {tally.name} rows are equal: there is nothing to prefer. "
+            f"{_places(tally, IDENTICAL)} Check that chosen and rejected are different columns of the data."
         )
     return (
         f"No token of the {tally.rows} {tally.name} rows has loss on it: the mask leaves nothing to learn. "
@@ -160,7 +174,11 @@ def _nothing(tally: Tally, config: DataConfig, too_long: int) -> str:
     )
 
 
-def _places(tally: Tally, too_long: bool) -> str:
-    chosen = [(place, refusal) for place, refusal in tally.first if (refusal.reason == TOO_LONG) is too_long]
+def _sort(refusal: RowRefused) -> str:
+    return refusal.reason if refusal.reason in APART else BAD
+
+
+def _places(tally: Tally, sort: str) -> str:
+    chosen = [(place, refusal) for place, refusal in tally.first if _sort(refusal) == sort]
     shown = " ".join(f"{place}: {refusal.detail}." for place, refusal in chosen[:SHOWN])
     return shown + (" …" if len(chosen) > SHOWN else "")

@@ -1,50 +1,28 @@
-"""What a row is: text, messages, or prompt + completion; and whether the stage can learn from it.
+"""What a row is to a stage: a text, a prompt with its answer, a chat, or two answers of which one was preferred.
 
-The kind is settled once per source from its columns (`choose_kind`), then every row must have that shape
-(`parse_row`). A row that has not is refused with a reason and a detail; the caller's policy decides what that means.
-Columns that the kind does not need are ignored.
+The kind of a source is settled before (schema.py); every row must have its shape. A row that has not is refused with
+a reason and a detail, and the caller's policy decides what that means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
-from posttrain_api.reasons import Reason
-from posttrain_trainer.errors import TrainerFailure, printable
+from posttrain_trainer.data.messages import Message, RowRefused, messages, number, sharegpt, string
+from posttrain_trainer.data.schema import COLUMNS, MARGIN, Kind, LossOn
 
-LossOn = Literal["Auto", "Completion", "Assistant", "All"]
-Message = dict[str, Any]
-
-
-class Kind(StrEnum):
-    """Row kinds of these stages, the most telling first."""
-
-    MESSAGES = "messages"
-    PAIR = "prompt + completion"
-    TEXT = "text"
-
-
-COLUMNS = {Kind.MESSAGES: ("messages",), Kind.PAIR: ("prompt", "completion"), Kind.TEXT: ("text",)}
-
-_ALIASES = {
-    "prompt": ("question", "instruction", "input", "query", "problem"),
-    "completion": ("answer", "output", "response", "target", "solution", "reply"),
-    "text": ("content", "document", "body", "article", "raw_content"),
-    "messages": ("conversation", "conversations", "dialog", "dialogue", "chat"),
-}
-"""Names that other data sets use: they make the advice in a message."""
-
-
-class RowRefused(Exception):
-    """A row that cannot be learnt from. `reason` is what it is counted under."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = printable(detail)
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+"""Stanford Alpaca's own two prompts (train.py of tatsu-lab/stanford_alpaca), letter by letter."""
 
 
 @dataclass(frozen=True)
@@ -64,78 +42,42 @@ class Pair:
 
 @dataclass(frozen=True)
 class Chat:
-    """Turns before the answer, and the answer; both go through the chat template. `answer` is None where all turns
-    count.
+    """Turns before the answer, and the answer; both go through the chat template. `answer` is None where there is no
+    one answer: all turns count, or every assistant turn does.
     """
 
     prompt: tuple[Message, ...]
     answer: Message | None
 
 
-Parsed = Text | Pair | Chat
+@dataclass(frozen=True)
+class Comparison:
+    """Two answers to one prompt; `margin`: by how much the chosen one is better, None where the data do not say."""
+
+    chosen: Pair | Chat
+    rejected: Pair | Chat
+    margin: float | None = None
 
 
-def allowed_kinds(stage: str, loss_on: LossOn) -> tuple[Kind, ...]:
-    """The row kinds a stage learns from. A plain text has no response, so SFT takes it only with loss on all tokens."""
-    if stage == "Pretrain":
-        return (Kind.TEXT,)
-    if loss_on == "All":
-        return (Kind.MESSAGES, Kind.PAIR, Kind.TEXT)
-    return (Kind.MESSAGES, Kind.PAIR)
-
-
-def choose_kind(uri: str, columns: Collection[str], mapping: Mapping[str, str], kinds: tuple[Kind, ...]) -> Kind:
-    """The first of `kinds` whose columns are there, after the mapping {ours: theirs}.
-
-    DatasetSchemaInvalid where a mapped column is missing or no kind fits; the message has the columns found and the
-    mapping that would mend it.
-    """
-    found = ", ".join(sorted(columns)) or "none"
-    for ours, theirs in mapping.items():
-        if theirs not in columns:
-            raise TrainerFailure(
-                Reason.DATASET_SCHEMA_INVALID,
-                f"{uri}: data.columns maps {ours} to {theirs!r}, but the columns are: {found}. Correct the mapping.",
-            )
-    ours_there = set(columns) | set(mapping)
-    for kind in sorted(kinds, key=lambda kind: not set(COLUMNS[kind]) & set(mapping)):
-        if set(COLUMNS[kind]) <= ours_there:
-            return kind
-    wanted = " or ".join(f"({', '.join(COLUMNS[kind])})" for kind in kinds)
-    raise TrainerFailure(
-        Reason.DATASET_SCHEMA_INVALID,
-        f"{uri}: the stage needs the columns {wanted}, found: {found}. {_advice(set(columns), kinds)}",
-    )
-
-
-def _advice(columns: set[str], kinds: tuple[Kind, ...]) -> str:
-    for kind in kinds:
-        mapping = {ours: _alias(ours, columns) for ours in COLUMNS[kind]}
-        if all(mapping.values()):
-            pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items() if ours != theirs)
-            return f"Set data.train[].columns: {{{pairs}}}"
-    if "text" in columns and Kind.TEXT not in kinds:
-        return (
-            "A text has no response to learn: set data.lossOn: All to learn all of it, or give prompt and completion."
-        )
-    example = ", ".join(f"{ours}: <column>" for ours in COLUMNS[kinds[-1]])
-    return f"Set data.train[].columns: {{{example}}}"
-
-
-def _alias(ours: str, columns: set[str]) -> str | None:
-    if ours in columns:
-        return ours
-    return next((alias for alias in _ALIASES[ours] if alias in columns), None)
+Parsed = Text | Pair | Chat | Comparison
 
 
 def parse_row(values: Mapping[str, Any], kind: Kind, mapping: Mapping[str, str], loss_on: LossOn) -> Parsed:
     """The row in the shape of its kind. RowRefused where it is not of that shape or has nothing to learn."""
     row = {ours: _column(values, ours, mapping) for ours in COLUMNS[kind]}
-    if kind is Kind.TEXT:
-        return Text(_string(row["text"], "text", empty="EmptyText"))
-    if kind is Kind.MESSAGES:
-        return _chat(_messages(row["messages"], "messages"), loss_on)
-    return _pair(row["prompt"], row["completion"], loss_on)
+    match kind:
+        case Kind.TEXT:
+            return Text(string(row["text"], "text", empty="EmptyText"))
+        case Kind.MESSAGES:
+            return _chat(messages(row["messages"], "messages"), loss_on)
+        case Kind.SHAREGPT:
+            return _chat(sharegpt(row["conversations"], "conversations"), loss_on)
+        case Kind.PAIR:
+            return _pair(row["prompt"], row["completion"], loss_on)
+        case Kind.ALPACA:
+            return _alpaca(row, values.get(mapping.get("input", "input")))
+        case Kind.COMPARISON | Kind.CONVERSATIONS:
+            return _comparison(row, _margin(values, mapping))
 
 
 def _column(values: Mapping[str, Any], ours: str, mapping: Mapping[str, str]) -> Any:
@@ -151,61 +93,81 @@ def _pair(prompt: Any, completion: Any, loss_on: LossOn) -> Pair | Chat:
     if isinstance(prompt, list) != isinstance(completion, list):
         raise RowRefused("WrongType", "prompt and completion must both be strings or both lists of messages")
     if not isinstance(prompt, list):
-        return Pair(_string(prompt, "prompt"), _string(completion, "completion", empty="EmptyCompletion"))
-    answer = _messages(completion, "completion")
+        return Pair(string(prompt, "prompt"), string(completion, "completion", empty="EmptyCompletion"))
+    answer = messages(completion, "completion")
     if len(answer) != 1:
         raise RowRefused("WrongType", f"completion must be one assistant message, it has {len(answer)}")
-    return _chat(_messages(prompt, "prompt") + answer, loss_on)
+    return _chat(messages(prompt, "prompt") + answer, loss_on)
 
 
-def _chat(messages: tuple[Message, ...], loss_on: LossOn) -> Chat:
+def _alpaca(row: Mapping[str, Any], context: Any) -> Pair:
+    instruction = string(row["instruction"], "instruction", empty="EmptyPrompt")
+    given = "" if context is None else string(context, "input")
+    prompt = ALPACA_WITH_INPUT.format(instruction=instruction, input=given) if given else None
+    completion = string(row["output"], "output", empty="EmptyCompletion")
+    return Pair(prompt or ALPACA.format(instruction=instruction), completion)
+
+
+def _chat(turns: tuple[Message, ...], loss_on: LossOn) -> Chat:
     if loss_on == "All":
-        return Chat(messages, None)
-    last = messages[-1]
+        return Chat(turns, None)
+    last = turns[-1]
     if last["role"] != "assistant":
         raise RowRefused("NoAssistantTurn", f"the last message must be the assistant's, its role is {last['role']!r}")
     if not last["content"].strip():
         raise RowRefused("EmptyCompletion", "the last assistant message is empty: there is nothing to learn")
-    return Chat(messages[:-1], last)
+    return Chat(turns, None) if loss_on == "Assistant" else Chat(turns[:-1], last)
 
 
-def _messages(value: Any, name: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise RowRefused("WrongType", f"{name} must be a list of at least one message, it is {_shown(value)}")
-    return tuple(_message(item, f"{name}[{index}]") for index, item in enumerate(value))
+def _margin(values: Mapping[str, Any], mapping: Mapping[str, str]) -> float | None:
+    if MARGIN not in mapping:
+        return None
+    return number(_column(values, MARGIN, mapping), f"{MARGIN} (the data's {mapping[MARGIN]!r})")
 
 
-def _message(item: Any, name: str) -> Message:
-    if not isinstance(item, Mapping):
-        raise RowRefused("WrongType", f"{name} must be an object with role and content, it is {_shown(item)}")
-    for key in ("role", "content"):
-        if not isinstance(item.get(key), str):
-            raise RowRefused("WrongType", f"{name}.{key} must be a string, it is {_shown(item.get(key))}")
-    # Arrow fills columns that other rows have with None: a template must not see them.
-    return {key: value for key, value in item.items() if value is not None}
+def _comparison(row: Mapping[str, Any], margin: float | None) -> Comparison:
+    """Strings after a prompt, one answer each after a list of messages, or two whole conversations."""
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if isinstance(chosen, list) != isinstance(rejected, list):
+        raise RowRefused("WrongType", "chosen and rejected must both be strings or both lists of messages")
+    if isinstance(chosen, list):
+        good, bad = messages(chosen, "chosen"), messages(rejected, "rejected")
+        before = _before(prompt, good)
+        return _conversations(before + good, before + bad, margin)
+    if prompt is None:
+        raise RowRefused("NoCommonPrompt", "chosen and rejected are strings and there is no prompt: give the prompt")
+    text = string(prompt, "prompt", empty="NoCommonPrompt")
+    chosen, rejected = (string(row[name], name, empty="EmptyCompletion") for name in ("chosen", "rejected"))
+    return Comparison(Pair(text, chosen), Pair(text, rejected), margin)
 
 
-def _string(value: Any, name: str, empty: str | None = None) -> str:
-    if not isinstance(value, str):
-        raise RowRefused("WrongType", f"{name} must be a string, it is {_shown(value)}")
-    if empty and not value.strip():
-        raise RowRefused(empty, f"{name} is empty: there is nothing to learn")
-    require_unicode(value, name)
-    return value
+def _before(prompt: Any, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """What comes before message lists. A string is the user's; before whole conversations it is a copy of their
+    beginning, as in UltraFeedback."""
+    if isinstance(prompt, list):
+        return messages(prompt, "prompt")
+    if prompt is None or turns[0]["role"] != "assistant":
+        return ()
+    return ({"role": "user", "content": string(prompt, "prompt", empty="NoCommonPrompt")},)
 
 
-def require_unicode(text: str, name: str) -> None:
-    r"""RowRefused where the text has half a surrogate pair, as JSON can spell it (`\ud83d` alone): no tokenizer takes
-    it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = ascii(text[error.start])
+def _conversations(chosen: tuple[Message, ...], rejected: tuple[Message, ...], margin: float | None) -> Comparison:
+    """The prompt is the longest common prefix that leaves both an answer."""
+    longest = min(len(chosen), len(rejected)) - 1
+    common = next((i for i in range(longest) if chosen[i] != rejected[i]), longest)
+    if common == 0 or "assistant" not in (chosen[common]["role"], rejected[common]["role"]):
         raise RowRefused(
-            "NotUnicode", f"{name} has half a surrogate pair, {half}, at character {error.start + 1}"
-        ) from error
+            "NoCommonPrompt",
+            f"chosen and rejected part at message {common + 1}, which is no answer: both need one prompt, and then an "
+            "assistant message each",
+        )
+    return Comparison(_answer(chosen, common, "chosen"), _answer(rejected, common, "rejected"), margin)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+def _answer(turns: tuple[Message, ...], common: int, name: str) -> Chat:
+    if len(turns) != common + 1:
+        raise RowRefused(
+            "NotOneAnswer",
+            f"{name} has {len(turns) - common} messages after the common prompt: one assistant message is compared",
+        )
+    return _chat(turns, "Completion")

@@ -1,54 +1,31 @@
-"""From a parsed row to tokens and their mask: what the model sees and which tokens are counted.
+"""From parsed rows to tokens and their mask: what the model sees and which tokens are counted.
 
-Rules that the stages stand on (each is a property test):
+Called by `build` with batches of rows. Rules that the stages stand on (each is a property test):
 - the tokens of the prompt alone are a prefix of the tokens of prompt and response, else the row is refused: a mask
   cut at another place would count the prompt or miss the answer;
 - the stop token is the last token of a response and counted, once: else the model never learns to stop;
-- nothing is invented: a text that was cut off ends without a stop token;
-- a document longer than the limit is split with one token of overlap, so that each of its targets is counted exactly
-  once.
+- both answers of a pair stand after the same tokens;
+- nothing is invented: what the limits do to a sequence is in fit.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import jinja2
-import numpy as np
-from numpy.typing import NDArray
 
-from posttrain_trainer.data.rows import LossOn, Pair, Parsed, RowRefused, Text, require_unicode
+from posttrain_trainer.data.fit import Encoded, Ids, Limits, Marked, answered, document, fit, fit_pair
+from posttrain_trainer.data.messages import RowRefused, require_unicode
+from posttrain_trainer.data.rows import Chat, Comparison, Pair, Parsed, Text
+from posttrain_trainer.data.schema import LossOn
 from posttrain_trainer.data.vocabulary import Vocabulary
-from posttrain_trainer.tokenset import Example, TrainingRow
-
-TooLongPolicy = Literal["Skip", "Split", "Truncate", "Fail"]
-TOO_LONG = "TooLong"
-
-Ids = list[int]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What one row of the data is trained on as (several rows where a document was split); `cut`: something was
-    truncated away."""
-
-    rows: tuple[TrainingRow, ...]
-    cut: bool = False
-
-
-@dataclass(frozen=True)
-class Limits:
-    """`max_length` in tokens, and what happens to what is longer."""
-
-    max_length: int
-    too_long: TooLongPolicy
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """A row as the strings to encode; `prompt` None where there is no response to set apart."""
+    """A sequence as the strings to encode; `prompt` None where there is no response to set apart."""
 
     full: str
     prompt: str | None = None
@@ -62,19 +39,26 @@ class Tokeniser:
     def __init__(self, vocabulary: Vocabulary, limits: Limits, loss_on: LossOn) -> None:
         self._vocabulary = vocabulary
         self._limits = limits
-        self._all = loss_on == "All"
+        self._loss_on = loss_on
 
     def encode(self, rows: Sequence[Parsed]) -> list[Encoded | RowRefused]:
         """One outcome per row, in order. A refusal is a value here: one bad row stops no batch."""
         texts = [self._render(row) for row in rows]
-        good = [text for text in texts if isinstance(text, _Texts)]
-        encoded = iter(self._encode(good))
-        return [text if isinstance(text, RowRefused) else next(encoded) for text in texts]
+        flat = [text for some in texts if not isinstance(some, RowRefused) for text in some]
+        marked = iter(self._mark(flat))
+        outcomes: list[Encoded | RowRefused] = []
+        for row, some in zip(rows, texts, strict=True):
+            outcomes.append(
+                some if isinstance(some, RowRefused) else self._fit(row, list(itertools.islice(marked, len(some))))
+            )
+        return outcomes
 
-    def _render(self, row: Parsed) -> _Texts | RowRefused:
+    def _render(self, row: Parsed) -> list[_Texts] | RowRefused:
+        sequences = (row.chosen, row.rejected) if isinstance(row, Comparison) else (row,)
         try:
-            texts = self._texts(row)
-            require_unicode(texts.full, "the row")
+            texts = [self._texts(sequence) for sequence in sequences]
+            for text in texts:
+                require_unicode(text.full, "the row")
             return texts
         except RowRefused as refusal:
             return refusal
@@ -82,7 +66,7 @@ class Tokeniser:
             # Templates call raise_exception, and fail on fields that they expect: all of it is about this row.
             return RowRefused("TemplateError", f"the chat template fails on this row: {error}")
 
-    def _texts(self, row: Parsed) -> _Texts:
+    def _texts(self, row: Text | Pair | Chat) -> _Texts:
         if isinstance(row, Text):
             return _Texts(row.text)
         if isinstance(row, Pair):
@@ -93,10 +77,10 @@ class Tokeniser:
         full = render((*row.prompt, row.answer), generation=False)
         return _Texts(full, render(row.prompt, generation=True), chat=True)
 
-    def _encode(self, texts: list[_Texts]) -> list[Encoded | RowRefused]:
+    def _mark(self, texts: list[_Texts]) -> list[Marked | RowRefused]:
         fulls = self._ids([text.full for text in texts], texts)
         prompts = self._ids([text.prompt or "" for text in texts], texts)
-        outcomes: list[Encoded | RowRefused] = []
+        outcomes: list[Marked | RowRefused] = []
         for text, full, prompt in zip(texts, fulls, prompts, strict=True):
             try:
                 outcomes.append(self._assemble(text, full, prompt))
@@ -113,14 +97,14 @@ class Tokeniser:
             found.update(zip(chosen, ids, strict=True))
         return [found[index] for index in range(len(texts))]
 
-    def _assemble(self, text: _Texts, full: Ids, prompt: Ids) -> Encoded:
+    def _assemble(self, text: _Texts, full: Ids, prompt: Ids) -> Marked:
         if text.prompt is None:
             whole = full if text.chat else self._vocabulary.closed(full)
             self._vocabulary.refuse_double_bos(whole)
-            return fit_document(whole, self._limits)
+            return document(whole)
         prompt, response = self._chat(full, prompt) if text.chat else self._pair(text, full, prompt)
         self._vocabulary.refuse_double_bos(prompt + response)
-        return fit_response(prompt + response, 1 if self._all else len(prompt), self._limits)
+        return answered(prompt, response, everything=self._loss_on == "All")
 
     def _chat(self, full: Ids, prompt: Ids) -> tuple[Ids, Ids]:
         require_prefix(prompt, full, self._vocabulary.decode)
@@ -141,8 +125,19 @@ class Tokeniser:
             full = apart
         return prompt, end_response(vocabulary.closed(full[len(prompt) :]), vocabulary.eos)
 
+    def _fit(self, row: Parsed, marked: list[Marked | RowRefused]) -> Encoded | RowRefused:
+        good = [each for each in marked if isinstance(each, Marked)]
+        if len(good) < len(marked):
+            return next(each for each in marked if isinstance(each, RowRefused))
+        try:
+            if isinstance(row, Comparison):
+                return fit_pair(good[0], good[1], self._limits, row.margin)
+            return fit(good[0], self._limits)
+        except RowRefused as refusal:
+            return refusal
 
-def require_prefix(prompt: Ids, full: Ids, decode: Any) -> None:
+
+def require_prefix(prompt: Ids, full: Ids, decode: Callable[[Sequence[int]], str]) -> None:
     """RowRefused where the prompt's tokens do not begin the whole; the detail shows where they part."""
     if full[: len(prompt)] == prompt:
         return
@@ -166,48 +161,3 @@ def end_response(response: Ids, stop: int) -> Ids:
     if count > 1:
         raise RowRefused("StopTokenInside", f"the response has its stop token (id {stop}) {count} times: text after it")
     return response[: response.index(stop) + 1]
-
-
-def fit_response(tokens: Ids, start: int, limits: Limits) -> Encoded:
-    """Tokens with loss from `start` on, within the limit. Split is for documents: a response is skipped instead."""
-    mask = np.zeros(len(tokens), dtype=np.uint8)
-    mask[max(1, start) :] = 1
-    if len(tokens) <= limits.max_length:
-        return Encoded((_row(tokens, mask),))
-    if limits.too_long != "Truncate":
-        raise _too_long(len(tokens), limits)
-    kept = mask[: limits.max_length]
-    if not kept.any():
-        raise RowRefused(
-            TOO_LONG, f"the prompt alone has {start} tokens, the limit is {limits.max_length}: nothing to learn"
-        )
-    return Encoded((_row(tokens[: limits.max_length], kept),), cut=True)
-
-
-def fit_document(tokens: Ids, limits: Limits) -> Encoded:
-    """All tokens but the first are targets. Split: windows that overlap by one token, so each is a target once."""
-    length = limits.max_length
-    if len(tokens) <= length:
-        return Encoded((_row(tokens, _document_mask(len(tokens))),))
-    if limits.too_long == "Truncate":
-        return Encoded((_row(tokens[:length], _document_mask(length)),), cut=True)
-    if limits.too_long != "Split":
-        raise _too_long(len(tokens), limits)
-    windows = [tokens[start : start + length] for start in range(0, len(tokens) - 1, length - 1)]
-    return Encoded(tuple(_row(window, _document_mask(len(window))) for window in windows))
-
-
-def _document_mask(length: int) -> NDArray[np.uint8]:
-    mask = np.ones(length, dtype=np.uint8)
-    mask[:1] = 0
-    return mask
-
-
-def _row(tokens: Ids, mask: NDArray[np.uint8]) -> TrainingRow:
-    return TrainingRow((Example(np.asarray(tokens, dtype=np.int32), mask),), {})
-
-
-def _too_long(count: int, limits: Limits) -> RowRefused:
-    return RowRefused(
-        TOO_LONG, f"{count} tokens, the limit is {limits.max_length} (data.maxLength, or the model's positions)"
-    )

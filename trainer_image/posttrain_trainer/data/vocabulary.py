@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.data.rows import Message, RowRefused
+from posttrain_trainer.data.messages import Message, RowRefused
 from posttrain_trainer.errors import TrainerFailure
 
 _PROBE = ({"role": "user", "content": "Question 1"}, {"role": "assistant", "content": "Answer 2"})
