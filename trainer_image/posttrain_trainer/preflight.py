@@ -1,28 +1,54 @@
-"""What the model will be taught, in the log, before it is: the first rows as tokens with their mask."""
+"""What the model will be taught, shown before it is: what the chat template does, and the first rows as tokens with
+their mask.
+
+Called by `prepare`, which puts it into the log and beside the token sets. It refuses nothing: what must not be is
+refused where the rows and the template are read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from posttrain_trainer.data.build import Sample
+from posttrain_trainer.data.vocabulary import Vocabulary
 from posttrain_trainer.tokenset import Example
 
 HEAD = 24
 TAIL = 24
 
 
-def table(samples: Sequence[Sample], decode: Callable[[Sequence[int]], str]) -> str:
-    """One block per row; per token its position, `+` where it is counted, its id and its text."""
-    return "\n".join(line for sample in samples for line in _block(sample, decode))
+def report(samples: Sequence[Sample], vocabulary: Vocabulary, chat: bool) -> str:
+    """The whole of it, many lines."""
+    return "\n".join((*_lint(vocabulary, chat), *(line for sample in samples for line in _block(sample, vocabulary))))
 
 
-def _block(sample: Sample, decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    for example in sample.row.examples:
-        yield f"{sample.place}: {len(example.tokens)} tokens, {int(example.mask.sum())} counted (+)"
-        yield from _tokens(example, decode)
+def _lint(vocabulary: Vocabulary, chat: bool) -> Iterator[str]:
+    bos = "none" if vocabulary.bos is None else f"{vocabulary.decode([vocabulary.bos])!r} (id {vocabulary.bos})"
+    yield f"BOS {bos}, EOS {vocabulary.decode([vocabulary.eos])!r} (id {vocabulary.eos})"
+    if not chat:
+        return
+    yield f"chat template: an answer ends with {vocabulary.decode([vocabulary.stop])!r} (id {vocabulary.stop})"
+    if vocabulary.rewrites_earlier_turns():
+        yield "chat template: it changes earlier turns when later ones follow (rows where that matters are refused)"
 
 
-def _tokens(example: Example, decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+def _block(sample: Sample, vocabulary: Vocabulary) -> Iterator[str]:
+    for name, example in zip(_names(sample), sample.row.examples, strict=True):
+        tokens, mask = example.tokens, example.mask
+        marks = ", ".join(
+            f"{sign} {int((tokens == token).sum())} ({int(mask[tokens == token].sum())} counted)"
+            for sign, token in (("BOS", vocabulary.bos), ("EOS", vocabulary.eos), ("stop", vocabulary.stop))
+            if token is not None
+        )
+        yield f"{sample.place}{name}: {len(tokens)} tokens, {int(mask.sum())} counted (+); {marks}"
+        yield from _tokens(example, vocabulary)
+
+
+def _names(sample: Sample) -> tuple[str, ...]:
+    return (" chosen", " rejected") if len(sample.row.examples) == 2 else ("",)
+
+
+def _tokens(example: Example, vocabulary: Vocabulary) -> Iterator[str]:
     tokens, mask = example.tokens, example.mask
     count = len(tokens)
     for position in range(count):
@@ -32,4 +58,4 @@ def _tokens(example: Example, decode: Callable[[Sequence[int]], str]) -> Iterato
             continue
         sign = "+" if mask[position] else " "
         token = int(tokens[position])
-        yield f"  {position:6d} {sign} {token:7d} {decode([token])!r}"
+        yield f"  {position:6d} {sign} {token:7d} {vocabulary.decode([token])!r}"

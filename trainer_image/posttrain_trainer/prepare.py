@@ -26,6 +26,7 @@ from posttrain_trainer.data.fit import Limits
 from posttrain_trainer.data.messages import RowRefused
 from posttrain_trainer.data.readers import Row, list_files
 from posttrain_trainer.data.rows import Text, parse_row
+from posttrain_trainer.data.schema import LossOn
 from posttrain_trainer.data.tokenise import Tokeniser
 from posttrain_trainer.data.vocabulary import Vocabulary
 from posttrain_trainer.environment import load_config
@@ -113,11 +114,14 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
     train = _open(config, config.data.train, "train", paths)
     evaluation = _open(config, config.data.eval, "eval", paths)
     model = _model(config, paths, fetcher, train)
-    vocabulary = _vocabulary(model, [*train, *evaluation])
+    loss_on = config.data.loss_on if config.stage in ("Pretrain", "SFT") else "Completion"
+    vocabulary = _vocabulary(model, [*train, *evaluation], loss_on)
     data = _within_positions(config.data, model.positions)
-    tokeniser = Tokeniser(vocabulary, Limits(data.max_length, data.too_long, data.max_prompt_length), data.loss_on)
+    tokeniser = Tokeniser(vocabulary, Limits(data.max_length, data.too_long, data.max_prompt_length), loss_on)
     built = build.build(paths.attempt / "train", "train", train, data, tokeniser)
-    _log.info("the first rows as the model will see them:\n%s", preflight.table(built.samples, vocabulary.decode))
+    shown = preflight.report(built.samples, vocabulary, _chat(train))
+    (paths.attempt / "preflight.txt").write_text(shown + "\n")
+    _log.info("the first rows as the model will see them:\n%s", shown)
     held_out = build.build(paths.attempt / "eval", "eval", evaluation, data, tokeniser) if evaluation else None
     model.tokenizer.save_pretrained(paths.attempt / "tokenizer")
     facts = Facts(built.rows, model.parameters, _accelerator_memory(config), model.revision)
@@ -174,11 +178,17 @@ def _texts(sources: build.Sources) -> Iterator[str]:
                 yield row.text
 
 
-def _vocabulary(model: StartModel, sources: build.Sources) -> Vocabulary:
+def _vocabulary(model: StartModel, sources: build.Sources, loss_on: LossOn) -> Vocabulary:
     vocabulary = Vocabulary(model.tokenizer, model.where)
-    if any(schema is not None and schema.chat for _, schema in sources):
+    if _chat(sources):
         vocabulary.require_chat()
+        if loss_on == "Assistant":
+            vocabulary.require_markers()
     return vocabulary
+
+
+def _chat(sources: build.Sources) -> bool:
+    return any(schema is not None and schema.chat for _, schema in sources)
 
 
 def _within_positions(data: DataConfig, positions: int | None) -> DataConfig:

@@ -4,6 +4,8 @@ Called by `build` with batches of rows. Rules that the stages stand on (each is 
 - the tokens of the prompt alone are a prefix of the tokens of prompt and response, else the row is refused: a mask
   cut at another place would count the prompt or miss the answer;
 - the stop token is the last token of a response and counted, once: else the model never learns to stop;
+- with loss on every assistant turn, the template's own markers say where each answer is: one stretch per answer, each
+  up to its stop token, and what came before an answer is what a model would be given there;
 - both answers of a pair stand after the same tokens;
 - nothing is invented: what the limits do to a sequence is in fit.py.
 """
@@ -15,22 +17,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jinja2
+import numpy as np
 
 from posttrain_trainer.data.fit import Encoded, Ids, Limits, Marked, answered, document, fit, fit_pair
-from posttrain_trainer.data.messages import RowRefused, require_unicode
+from posttrain_trainer.data.messages import Message, RowRefused, require_unicode
 from posttrain_trainer.data.rows import Chat, Comparison, Pair, Parsed, Text
 from posttrain_trainer.data.schema import LossOn
-from posttrain_trainer.data.vocabulary import Vocabulary
+from posttrain_trainer.data.vocabulary import Vocabulary, runs
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """A sequence as the strings to encode; `prompt` None where there is no response to set apart."""
+    """A sequence as the strings to encode; `prompt` None where there is no response to set apart. `turns`: loss on
+    every assistant turn of them."""
 
     full: str
     prompt: str | None = None
     response: str | None = None
     chat: bool = False
+    turns: tuple[Message, ...] = ()
 
 
 class Tokeniser:
@@ -72,10 +77,25 @@ class Tokeniser:
         if isinstance(row, Pair):
             return _Texts(row.prompt + row.completion, row.prompt, row.completion)
         render = self._vocabulary.render
+        if row.answer is None and self._loss_on == "Assistant":
+            return self._turns(row.prompt)
         if row.answer is None:
             return _Texts(render(row.prompt, generation=False), chat=True)
         full = render((*row.prompt, row.answer), generation=False)
         return _Texts(full, render(row.prompt, generation=True), chat=True)
+
+    def _turns(self, turns: tuple[Message, ...]) -> _Texts:
+        """RowRefused(PromptNotPrefix) where the template changes what stood before an answer once the answer is there:
+        of all answers here by their text, of the last one by its tokens too."""
+        vocabulary, prompt = self._vocabulary, ""
+        full = vocabulary.render(turns, generation=False)
+        for index, turn in enumerate(turns):
+            if turn["role"] != "assistant" or index == 0:
+                continue
+            prompt = vocabulary.render(turns[:index], generation=True)
+            if not full.startswith(prompt):
+                require_prefix(*vocabulary.ids([prompt, full], specials=False), vocabulary.decode)
+        return _Texts(full, prompt, chat=True, turns=turns)
 
     def _mark(self, texts: list[_Texts]) -> list[Marked | RowRefused]:
         fulls = self._ids([text.full for text in texts], texts)
@@ -98,6 +118,8 @@ class Tokeniser:
         return [found[index] for index in range(len(texts))]
 
     def _assemble(self, text: _Texts, full: Ids, prompt: Ids) -> Marked:
+        if text.turns:
+            return self._assistant(text, full, prompt)
         if text.prompt is None:
             whole = full if text.chat else self._vocabulary.closed(full)
             self._vocabulary.refuse_double_bos(whole)
@@ -109,6 +131,20 @@ class Tokeniser:
     def _chat(self, full: Ids, prompt: Ids) -> tuple[Ids, Ids]:
         require_prefix(prompt, full, self._vocabulary.decode)
         return prompt, end_response(full[len(prompt) :], self._vocabulary.stop)
+
+    def _assistant(self, text: _Texts, full: Ids, prompt: Ids) -> Marked:
+        vocabulary, answers = self._vocabulary, sum(turn["role"] == "assistant" for turn in text.turns)
+        require_prefix(prompt, full, vocabulary.decode)
+        vocabulary.refuse_double_bos(full)
+        tokens, marked = vocabulary.assistant_mask(text.turns)
+        mask, found = np.zeros(len(tokens), dtype=np.uint8), runs(marked)
+        if len(found) != answers:
+            raise RowRefused(
+                "AnswersNotMarked", f"the chat template marks {len(found)} stretches of {answers} assistant messages"
+            )
+        for start, stop in found:
+            mask[start : start + len(end_response(tokens[start:stop], vocabulary.stop))] = 1
+        return Marked(tokens, mask, prompt=0)
 
     def _pair(self, text: _Texts, full: Ids, prompt: Ids) -> tuple[Ids, Ids]:
         """Encoded together where the prompt's tokens stay a prefix, as a prompt alone is what the model will be given.

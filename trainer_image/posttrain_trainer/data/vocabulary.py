@@ -7,14 +7,21 @@ no row could teach the model to stop.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
 
 from posttrain_api.reasons import Reason
 from posttrain_trainer.data.messages import Message, RowRefused
 from posttrain_trainer.errors import TrainerFailure
 
 _PROBE = ({"role": "user", "content": "Question 1"}, {"role": "assistant", "content": "Answer 2"})
+_TWICE = (*_PROBE, {"role": "user", "content": "Question 3"}, {"role": "assistant", "content": "Answer 4"})
+_MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Vocabulary:
@@ -53,6 +60,43 @@ class Vocabulary:
                 "stop. Set model.chatTemplate to one that writes eos_token after an assistant message.",
             )
         self.stop = stop
+
+    def require_markers(self) -> None:
+        """For loss on every assistant turn, after `require_chat`. ModelIncompatible where the template does not mark
+        what the assistant writes, or marks something else."""
+        if not _MARKERS.search(str(self._tokenizer.chat_template)):
+            raise self._unmarked("has no {% generation %} markers")
+        if not self._tokenizer.is_fast:
+            raise self._unmarked("has them, but the tokenizer is none of the fast ones, which alone can follow them")
+        tokens, mask = self.assistant_mask(_TWICE)
+        marked = [tokens[start:stop] for start, stop in runs(mask)]
+        if len(marked) != 2 or any(self.stop not in each for each in marked):
+            texts = [self.decode(each) for each in marked]
+            stop = self.decode([self.stop])
+            raise self._unmarked(f"marks {texts} of two answers: each must be marked, with its stop token {stop!r}")
+
+    def _unmarked(self, found: str) -> TrainerFailure:
+        return TrainerFailure(
+            Reason.MODEL_INCOMPATIBLE,
+            f"{self._where}: data.lossOn is Assistant, which needs a chat template that encloses each answer and its "
+            f"stop token in {{% generation %}} … {{% endgeneration %}}; this one {found}. Set model.chatTemplate to "
+            "one that does, or data.lossOn: Completion to learn the last answer alone.",
+        )
+
+    def rewrites_earlier_turns(self) -> bool:
+        """Whether the template shows an earlier answer otherwise once there is a later one, or takes only one."""
+        try:
+            whole = self.render(_TWICE, generation=False)
+        except jinja2.TemplateError:
+            return True
+        return not whole.startswith(self.render(_PROBE, generation=False))
+
+    def assistant_mask(self, messages: Sequence[Message]) -> tuple[list[int], NDArray[np.uint8]]:
+        """Token ids of a chat and its mask, uint8 [T]: 1 in what the template marks as the assistant's."""
+        encoded = self._tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return list(encoded["input_ids"]), np.asarray(encoded["assistant_masks"], dtype=np.uint8)
 
     def _template_stop(self) -> int | None:
         """The first of the special tokens that a rendered answer ends with; white space among them is passed over."""
@@ -100,3 +144,9 @@ class Vocabulary:
             raise RowRefused(
                 "DoubleBOS", f"the text begins with the BOS token (id {self.bos}) a second time: remove it there"
             )
+
+
+def runs(mask: NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """Start and end of each stretch of ones."""
+    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
