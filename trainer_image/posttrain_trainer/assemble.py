@@ -24,6 +24,7 @@ from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.fence import Fence, current_attempt
 from posttrain_trainer.loop import Course, Parts
+from posttrain_trainer.mixture import epoch_rows, parts_of
 from posttrain_trainer.model import build_module, check_unchanged, count
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.record import ENV_ATTEMPT
@@ -108,8 +109,10 @@ def _adam(config: TrainerConfig) -> AdamSettings:
 def _feed(job: Job, part: Share) -> Feed:
     training, resolved = job.config.training, job.prepared.resolved
     tokens = _tokens(job.prepared.train_dir)
-    total = total_rows(len(tokens), training.batch_size, training.epochs, training.max_steps)
-    sampler = Sampler(len(tokens), training.batch_size, total, training.seed)
+    parts = parts_of(job.config.data.train, tokens.sources)
+    size = epoch_rows(parts)
+    total = total_rows(size, training.batch_size, training.epochs, training.max_steps)
+    sampler = Sampler(size, training.batch_size, total, training.seed, parts)
     if sampler.steps != resolved.total_steps:
         raise TrainerFailure(
             Reason.TRAINER_ERROR,

@@ -20,6 +20,8 @@ from posttrain_trainer.tokenset import TokenSet
 
 Lengths = NDArray[np.int64]
 """Tokens of each sequence, [rows, arity]."""
+BLOCK_ROWS = 65536
+"""Rows of a set whose lengths are looked at together."""
 
 
 def share(lengths: Lengths, ranks: int) -> list[list[int]]:
@@ -86,9 +88,11 @@ def build(tokens: TokenSet, rows: Sequence[int], part: Share) -> MicroBatch:
 
 
 def whole_set(tokens: TokenSet, part: Share) -> Iterator[MicroBatch]:
-    """Every row of the set once, over all ranks: micro-batch i goes to rank i mod ranks; dummies fill the last
-    round."""
-    micros = cut(range(len(tokens)), tokens.lengths(), part.budget)
-    rounds = -(-len(micros) // part.ranks)
-    for number in range(part.rank, rounds * part.ranks, part.ranks):
-        yield build(tokens, micros[number] if number < len(micros) else [], part)
+    """Every row of the set once, over all ranks: micro-batch i of a block goes to rank i mod ranks; dummies fill its
+    last round. Block by block, so that memory does not grow with the set."""
+    for first in range(0, len(tokens), BLOCK_ROWS):
+        rows = np.arange(first, min(first + BLOCK_ROWS, len(tokens)))
+        micros = cut(range(len(rows)), tokens.lengths(rows), part.budget)
+        rounds = -(-len(micros) // part.ranks)
+        for number in range(part.rank, rounds * part.ranks, part.ranks):
+            yield build(tokens, rows[micros[number]].tolist() if number < len(micros) else [], part)

@@ -32,6 +32,7 @@ from posttrain_trainer.data.vocabulary import Vocabulary
 from posttrain_trainer.environment import load_config
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.fetch import Fetcher
+from posttrain_trainer.mixture import epoch_rows, parts_of
 from posttrain_trainer.model_start import StartModel, given_model, scratch_model
 from posttrain_trainer.prepared import MANIFEST, Prepared, read_manifest, write_manifest
 from posttrain_trainer.record import ENV_ATTEMPT, PREPARE, failed, write_end
@@ -123,8 +124,9 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
     (paths.attempt / "preflight.txt").write_text(shown + "\n")
     _log.info("the first rows as the model will see them:\n%s", shown)
     held_out = build.build(paths.attempt / "eval", "eval", evaluation, data, tokeniser) if evaluation else None
+    rows = _epoch_rows(config, built)
     model.tokenizer.save_pretrained(paths.attempt / "tokenizer")
-    facts = Facts(built.rows, model.parameters, _accelerator_memory(config), model.revision)
+    facts = Facts(rows, model.parameters, _accelerator_memory(config), model.revision)
     return Prepared(
         config_digest=digest,
         model_dir=str(model.folder),
@@ -137,6 +139,13 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
         eval_report=held_out.report if held_out else None,
         resolved=resolve(config, facts),
     )
+
+
+def _epoch_rows(config: TrainerConfig, built: build.Built) -> int:
+    rows, batch = epoch_rows(parts_of(config.data.train, built.sources)), config.training.batch_size
+    if rows < batch:
+        _log.warning("an epoch has %d rows, training.batchSize is %d: a step has rows of several epochs", rows, batch)
+    return rows
 
 
 def _open(config: TrainerConfig, sources: tuple[DataSource, ...], role: str, paths: Paths) -> build.Sources:

@@ -14,6 +14,8 @@ BASE_SHARE = 0.6
 """LoRA: the frozen base must fit in this share of the accelerator's memory to be kept whole on each (ZeRO 2)."""
 STATE_SHARE = 0.5
 """Full fine-tuning: weights and training state must fit in this share at ZeRO 2."""
+CHECKPOINTING_FROM = 10**9
+"""Parameters from which activations are computed a second time in the backward instead of being kept."""
 BYTES = 4
 STATE_BYTES = 16
 """fp32: gradient, master weight and two Adam moments, 4 bytes each; sharded from ZeRO 2 on."""
@@ -21,7 +23,7 @@ STATE_BYTES = 16
 
 @dataclass(frozen=True)
 class Facts:
-    """`rows` of the training set; `parameters` 0 where unknown; `memory` of one accelerator in bytes, None on a
+    """`rows` of an epoch; `parameters` 0 where unknown; `memory` of one accelerator in bytes, None on a
     CPU.
     """
 
@@ -42,6 +44,7 @@ def resolve(config: TrainerConfig, facts: Facts) -> Resolved:
         attention="SDPA" if config.model.attention == "Auto" else config.model.attention,
         revision=facts.revision,
         parameters=facts.parameters,
+        gradient_checkpointing=_checkpointing(config.training, facts),
     )
 
 
@@ -56,6 +59,13 @@ def _warmup(training: TrainingConfig, total: int) -> int:
     if training.warmup_steps != "Auto":
         return training.warmup_steps
     return 0 if training.schedule == "Constant" else math.ceil(WARMUP_SHARE * total)
+
+
+def _checkpointing(training: TrainingConfig, facts: Facts) -> bool:
+    """Auto: where activations, not weights, would be what fills the memory."""
+    if training.gradient_checkpointing != "Auto":
+        return training.gradient_checkpointing
+    return facts.parameters >= CHECKPOINTING_FROM
 
 
 def _zero_stage(config: TrainerConfig, facts: Facts) -> int:

@@ -4,11 +4,16 @@ Called by the feed of the loop. There is no iterator and so no state to save: a 
 positions and gets the same rows. The order of an epoch is a keyed permutation computed point by point (a Feistel
 network with cycle walking), so memory does not grow with the data. Nothing here may look at ranks, time or global
 random state.
+
+Several sources with weights: an epoch has so many places of each, all shuffled together. The places of a source go
+through permutations of it one after the other, over the borders of epochs: at weight 0.5 an epoch has the half that
+the one before had not, at 1.5 each row once and one half of them again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +24,23 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
+class Part:
+    """A source of the set: its rows, and how many rows of it an epoch has."""
+
+    rows: int
+    taken: int
+
+
+@dataclass(frozen=True)
 class Sampler:
-    """Rows of each step. `size`: rows of the set; `total`: rows to train on over all epochs, repeats counted."""
+    """Rows of each step. `size`: rows of an epoch; `total`: rows to train on over all epochs, repeats counted; `parts`:
+    the sources, where an epoch is not simply each row of the set once."""
 
     size: int
     batch_size: int
     total: int
     seed: int
+    parts: tuple[Part, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -36,8 +51,10 @@ class Sampler:
         """Row indices of `step` (from 0), int64 [batch size, or less in the last step]. IndexError past the end."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
-        start = step * self.batch_size
-        return row_at(np.arange(start, self.consumed(step + 1)), self.size, self.seed)
+        positions = np.arange(step * self.batch_size, self.consumed(step + 1))
+        if all(part.rows == part.taken for part in self.parts):
+            return row_at(positions, self.size, self.seed)
+        return mixed_at(positions, self.parts, self.seed)
 
     def consumed(self, steps: int) -> int:
         """Rows used up after `steps` steps."""
@@ -67,6 +84,29 @@ def row_at(positions: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int
         values[pending] = _feistel(values[pending], keys[pending], half)
         pending = pending[values[pending] >= size]
     return values.astype(np.int64)
+
+
+def mixed_at(positions: NDArray[np.int64], parts: Sequence[Part], seed: int) -> NDArray[np.int64]:
+    """The row of the set at each position, where an epoch has `taken` rows of each part. Sources follow each other in
+    the set."""
+    taken = np.array([part.taken for part in parts], dtype=np.int64)
+    ends = np.cumsum(taken)
+    epochs = np.asarray(positions, dtype=np.int64) // ends[-1]
+    places = row_at(positions, int(ends[-1]), seed)
+    sources = np.searchsorted(ends, places, side="right")
+    within = epochs * taken[sources] + places - (ends - taken)[sources]
+    rows, first = np.empty_like(places), 0
+    for number, part in enumerate(parts):
+        here = sources == number
+        if here.any():
+            rows[here] = first + row_at(within[here], part.rows, _seed_of(seed, number))
+        first += part.rows
+    return rows
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """Of a source's own order: two sources of one size must not go the same way."""
+    return int(_mix(np.uint64((seed + 0x51ED2701 * (number + 1)) % 2**64))[0])
 
 
 def _feistel(values: NDArray[np.uint64], keys: NDArray[np.uint64], half: int) -> NDArray[np.uint64]:

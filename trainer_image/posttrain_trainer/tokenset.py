@@ -1,25 +1,32 @@
-"""Token sets on storage: what `prepare` writes and every rank reads through memory maps.
+"""Token sets on storage: what `prepare` writes and every rank reads by index.
 
-A set is a sequence of examples in flat little-endian arrays, so host memory does not grow with the data. A row of it is
-`arity` examples that belong together: one for language modelling, two (chosen, rejected) for pairs. Numbers that come
-with a row, such as a margin, are one more flat array each.
+A set is a sequence of examples in flat little-endian arrays. A row of it is `arity` examples that belong together: one
+for language modelling, two (chosen, rejected) for pairs. Numbers that come with a row, such as a margin, are one more
+flat array each. Both sides hold a row at a time: host memory does not grow with the data. Reading is by position, not
+through memory maps, whose pages would count as the process's own until the kernel takes them back.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from array import array
+import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain_api.reasons import Reason
+from posttrain_trainer.errors import TrainerFailure
+
 SHAPE = "set.json"
-"""Arity and names of the number columns; written last, so that a set without it was never finished."""
+"""Arity, names of the number columns, rows of each source; written last, so that a set without it was never
+finished."""
 
 
 @dataclass(frozen=True)
@@ -38,45 +45,78 @@ class TrainingRow:
     values: Mapping[str, float]
 
 
+class _Flat:
+    """A flat array in a file, read by position. It may be read from several threads and after a fork."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self._path = path
+        self._dtype = np.dtype(dtype)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self.size = os.fstat(self._file).st_size // self._dtype.itemsize
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Elements [start, stop), read-only. TrainerFailure where the file ends before."""
+        width = self._dtype.itemsize
+        parts, left = [], (stop - start) * width
+        while left:
+            part = os.pread(self._file, left, stop * width - left)
+            if not part:
+                raise TrainerFailure(
+                    Reason.DATASET_NOT_FOUND,
+                    f"{self._path}: {left} bytes are missing at its end. Remove the prepared folder and run the job "
+                    "anew.",
+                )
+            parts.append(part)
+            left -= len(part)
+        return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), dtype=self._dtype)
+
+
 class TokenSet:
     """Read-only: tokens.bin int32, mask.bin uint8, offsets.bin int64 [sequences + 1], `<column>.f32` [rows]."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens memory maps. FileNotFoundError where the set is incomplete."""
+        """Opens the files. FileNotFoundError where the set is incomplete."""
         shape = json.loads((folder / SHAPE).read_text())
         self.arity: int = shape["arity"]
-        self.offsets = _map(folder / "offsets.bin", "<i8")
-        self._tokens = _map(folder / "tokens.bin", "<i4")
-        self._mask = _map(folder / "mask.bin", "u1")
-        self._values = {name: _map(folder / f"{name}.f32", "<f4") for name in shape["columns"]}
+        self._offsets = _Flat(folder / "offsets.bin", "<i8")
+        self._tokens = _Flat(folder / "tokens.bin", "<i4")
+        self._mask = _Flat(folder / "mask.bin", "u1")
+        self._values = {name: _Flat(folder / f"{name}.f32", "<f4") for name in shape["columns"]}
+        self.sources: tuple[int, ...] = tuple(shape.get("sources", [len(self)]))
+        """Rows of each source, in their order; they follow each other."""
 
     def __len__(self) -> int:
         """Rows."""
-        return (len(self.offsets) - 1) // self.arity
+        return (self._offsets.size - 1) // self.arity
 
     def __getitem__(self, row: int) -> TrainingRow:
-        first = row * self.arity
-        examples = tuple(self._example(number) for number in range(first, first + self.arity))
-        return TrainingRow(examples, {name: float(column[row]) for name, column in self._values.items()})
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        bounds = self._bounds(row, row + 1)
+        begin, end = int(bounds[0]), int(bounds[-1])
+        tokens, mask, cuts = self._tokens.read(begin, end), self._mask.read(begin, end), bounds - begin
+        examples = (Example(tokens[a:b], mask[a:b]) for a, b in itertools.pairwise(cuts))
+        return TrainingRow(
+            tuple(examples), {name: float(column.read(row, row + 1)[0]) for name, column in self._values.items()}
+        )
 
     def __iter__(self) -> Iterator[TrainingRow]:
         return (self[row] for row in range(len(self)))
 
     def lengths(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Tokens of each example of these rows (None: of all), int64 [rows, arity]."""
-        chosen = np.arange(len(self)) if rows is None else rows
-        bounds = np.asarray(self.offsets[(chosen * self.arity)[:, None] + np.arange(self.arity + 1)])
-        return np.diff(bounds, axis=1)
+        if rows is None:
+            return np.diff(self._bounds(0, len(self))).reshape(-1, self.arity)
+        if not len(rows):
+            return np.empty((0, self.arity), dtype=np.int64)
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():
+            return np.diff(self._bounds(first, last + 1)).reshape(-1, self.arity)
+        return np.stack([np.diff(self._bounds(row, row + 1)) for row in rows.tolist()])
 
-    def _example(self, number: int) -> Example:
-        start, stop = self.offsets[number], self.offsets[number + 1]
-        return Example(self._tokens[start:stop], self._mask[start:stop])
-
-
-def _map(path: Path, dtype: str) -> NDArray[Any]:
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r")
+    def _bounds(self, first: int, last: int) -> NDArray[np.int64]:
+        return self._offsets.read(first * self.arity, last * self.arity + 1)
 
 
 class TokenSetWriter:
@@ -86,10 +126,12 @@ class TokenSetWriter:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SHAPE).unlink(missing_ok=True)
         self._folder, self._arity = folder, arity
-        self._tokens = (folder / "tokens.bin").open("wb")
-        self._mask = (folder / "mask.bin").open("wb")
-        self._offsets = array("q", [0])  # 8 bytes per example; a list would take five times that
-        self._values = {name: array("f") for name in columns}
+        self._tokens, self._mask, self._offsets = (_create(folder / f"{name}.bin") for name in FLAT)
+        self._values = {name: _create(folder / f"{name}.f32") for name in columns}
+        self._written, self._rows = 0, 0
+        self.sources: list[int] = []
+        """Rows of each source so far."""
+        self._write_offset()
 
     def append(self, *examples: Example, **values: float) -> None:
         """One row. ValueError where it has not `arity` examples and every column's number, where tokens and mask
@@ -99,14 +141,23 @@ class TokenSetWriter:
         for example in examples:
             self._write(example)
         for name, value in values.items():
-            self._values[name].append(value)
+            self._values[name].write(np.array(value, dtype="<f4").tobytes())
+        self._rows += 1
+
+    def end_source(self) -> None:
+        """The rows since the last call, or since the beginning, are those of one source."""
+        self.sources.append(self._rows - sum(self.sources))
 
     def _write(self, example: Example) -> None:
         if len(example.tokens) != len(example.mask) or (len(example.mask) and example.mask[0]):
             raise ValueError("tokens and mask must have one length, and the first token is never a target")
         self._tokens.write(np.asarray(example.tokens, dtype="<i4").tobytes())
         self._mask.write(np.asarray(example.mask, dtype="u1").tobytes())
-        self._offsets.append(self._offsets[-1] + len(example.tokens))
+        self._written += len(example.tokens)
+        self._write_offset()
+
+    def _write_offset(self) -> None:
+        self._offsets.write(self._written.to_bytes(8, "little"))
 
     def __enter__(self) -> TokenSetWriter:
         return self
@@ -114,14 +165,21 @@ class TokenSetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tokens.close()
-        self._mask.close()
+        for file in (self._tokens, self._mask, self._offsets, *self._values.values()):
+            file.close()
         if kind is not None:
             return
-        np.asarray(self._offsets, dtype="<i8").tofile(self._folder / "offsets.bin")
-        for name, column in self._values.items():
-            np.asarray(column, dtype="<f4").tofile(self._folder / f"{name}.f32")
-        (self._folder / SHAPE).write_text(json.dumps({"arity": self._arity, "columns": list(self._values)}))
+        if self._rows > sum(self.sources) or not self.sources:
+            self.end_source()
+        shape = {"arity": self._arity, "columns": list(self._values), "sources": self.sources}
+        (self._folder / SHAPE).write_text(json.dumps(shape))
+
+
+FLAT = ("tokens", "mask", "offsets")
+
+
+def _create(path: Path) -> BinaryIO:
+    return path.open("wb")
 
 
 def set_files(folder: Path) -> list[str]:

@@ -72,10 +72,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Built:
-    """What became of the rows, and the first of them."""
+    """What became of the rows, training rows of each source, and the first of them."""
 
     report: DataReport
-    rows: int
+    sources: tuple[int, ...]
     samples: tuple[Sample, ...]
 
 
@@ -117,23 +117,25 @@ def build(
     progress = Progress(f"tokenise {name}", sum(opened.size for opened, _ in sources))
     columns = _columns(sources)
     with TokenSetWriter(folder, _arity(sources), columns) as writer, progress:
-        for place, outcome, size in _outcomes(sources, config, tokeniser):
-            if isinstance(outcome, RowRefused):
-                tally.refuse(place, outcome)
-            else:
-                tally.use(outcome)
-                for row in outcome.rows:
-                    writer.append(*row.examples, **{**dict.fromkeys(columns, 0.0), **row.values})
-                if len(samples) < SAMPLES:
-                    samples.append(Sample(place, outcome.rows[0]))
-            progress.advance(size, f"{tally.rows} rows, {tally.tokens} tokens")
-            if tally.hopeless(config):
-                break
+        for opened, schema in sources:
+            for place, outcome, size in _outcomes(opened, schema, config, tokeniser):
+                if isinstance(outcome, RowRefused):
+                    tally.refuse(place, outcome)
+                else:
+                    tally.use(outcome)
+                    for row in outcome.rows:
+                        writer.append(*row.examples, **{**dict.fromkeys(columns, 0.0), **row.values})
+                    if len(samples) < SAMPLES:
+                        samples.append(Sample(place, outcome.rows[0]))
+                progress.advance(size, f"{tally.rows} rows, {tally.tokens} tokens")
+                if tally.hopeless(config):
+                    break
+            writer.end_source()
     _log.info(tally.summary())
     if tally.first:
         tally.write_refused(folder.parent / f"refused-{name}.jsonl")
     judge(tally, config)
-    return Built(tally.report(), tally.training_rows, tuple(samples))
+    return Built(tally.report(), tuple(writer.sources), tuple(samples))
 
 
 def _arity(sources: Sources) -> int:
@@ -149,14 +151,13 @@ def _columns(sources: Sources) -> tuple[str, ...]:
 Outcome = tuple[Place, Encoded | RowRefused, int]
 
 
-def _outcomes(sources: Sources, config: DataConfig, tokeniser: Tokeniser) -> Iterator[Outcome]:
-    for opened, schema in sources:
-        records = opened.records()
-        while batch := list(itertools.islice(records, BATCH_ROWS)):
-            parsed = [_parse(record, schema, config) for record in batch]
-            encoded = iter(tokeniser.encode([row for row in parsed if not isinstance(row, RowRefused)]))
-            for record, row in zip(batch, parsed, strict=True):
-                yield record.place, row if isinstance(row, RowRefused) else next(encoded), record.size
+def _outcomes(opened: OpenSource, schema: Schema | None, config: DataConfig, tokeniser: Tokeniser) -> Iterator[Outcome]:
+    records = opened.records()
+    while batch := list(itertools.islice(records, BATCH_ROWS)):
+        parsed = [_parse(record, schema, config) for record in batch]
+        encoded = iter(tokeniser.encode([row for row in parsed if not isinstance(row, RowRefused)]))
+        for record, row in zip(batch, parsed, strict=True):
+            yield record.place, row if isinstance(row, RowRefused) else next(encoded), record.size
 
 
 def _parse(record: Row | Broken, schema: Schema | None, config: DataConfig) -> Parsed | RowRefused:

@@ -94,7 +94,8 @@ class Tokeniser:
                 continue
             prompt = vocabulary.render(turns[:index], generation=True)
             if not full.startswith(prompt):
-                require_prefix(*vocabulary.ids([prompt, full], specials=False), vocabulary.decode)
+                before, whole = vocabulary.ids([prompt, full], specials=False)
+                require_prefix(before, whole, vocabulary.decode)
         return _Texts(full, prompt, chat=True, turns=turns)
 
     def _mark(self, texts: list[_Texts]) -> list[Marked | RowRefused]:
