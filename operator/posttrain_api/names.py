@@ -79,6 +79,7 @@ ENV_KUBEFLOW_TOKEN = "KUBEFLOW_TRAINER_SERVER_TOKEN"
 PREPARED_DIR = "prepared"
 CHECKPOINTS_DIR = "checkpoints"
 OUTPUT_DIR = "output"
+BEST_DIR = "best"
 METRICS_FILE = "metrics.jsonl"
 ATTEMPT_FILE = "attempt.json"
 

@@ -6,16 +6,17 @@ Pure: documents in, findings out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from posttrain_api import names
 from posttrain_api.job import Job
-from posttrain_api.records import Checkpoint, Output
+from posttrain_api.records import Best, Checkpoint, Output
 from posttrain_api.spec.references import ModelRef
 from posttrain_cli.manifests import Document
-from posttrain_operator.plan.build import dependencies
-from posttrain_operator.plan.types import Parent
+from posttrain_operator.plan.build import build_plan, dependencies
+from posttrain_operator.plan.errors import PlanError
+from posttrain_operator.plan.types import Parent, PlanSettings
 
 UNKNOWN_UID = "uid"
 _NEVER = "1970-01-01T00:00:00Z"
@@ -41,23 +42,44 @@ def with_uid(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def placeholder_parents(job: Job, known: Mapping[str, Job]) -> dict[str, Parent]:
-    """Stand-ins for the finished parents: of the same file where they are there, otherwise plain models on a claim of
-    their name."""
-    return {name: _placeholder(name, known.get(name)) for name in dependencies(job)}
+    """Stand-ins for the finished parents: of the same file where they are there, otherwise what the job hopes for on a
+    claim of their name."""
+    return {name: _known(known[name], known) if name in known else _hoped(name, job) for name in dependencies(job)}
 
 
-def _placeholder(name: str, job: Job | None) -> Parent:
-    claim = job.spec.storage.claim_name if job else f"storage-of-{name}"
+def _known(job: Job, known: Mapping[str, Job]) -> Parent:
+    merged = bool(job.spec.output and job.spec.output.merge_adapter)
+    adapter = (job.spec.lora is not None or job.spec.tuning == "LoRA") and not merged
+    kept = bool(job.spec.evaluation and job.spec.evaluation.keep_best)
+    rest = {name: other for name, other in known.items() if name != job.name}  # so that a circle comes to an end
+    parent = _parent(job.name, job.spec.storage.claim_name, adapter=adapter, kept=kept)
+    return replace(parent, stage=job.spec.stage, resolved=_resolved(job, rest) if adapter else {})
+
+
+def _resolved(job: Job, known: Mapping[str, Job]) -> Mapping[str, Any]:
+    try:
+        return build_plan(job, PlanSettings(trainer_image=""), placeholder_parents(job, known)).resolved
+    except PlanError:  # said where that job is checked
+        return {}
+
+
+def _hoped(name: str, job: Job) -> Parent:
+    continues = bool(job.spec.lora and job.spec.lora.continue_adapter)
+    parent = _parent(name, f"storage-of-{name}", adapter=continues, kept=True)
+    scores = job.spec.stage if job.spec.stage == "RewardModel" else ""
+    return replace(parent, stage=scores, resolved={"model": {"uri": f"pvc://storage-of-{name}/base"}})
+
+
+def _parent(name: str, claim: str, *, adapter: bool, kept: bool) -> Parent:
     folder = f"pvc://{claim}/{names.run_path(name, UNKNOWN_UID)}"
-    merged = bool(job and job.spec.output and job.spec.output.merge_adapter)
-    adapter = bool(job and (job.spec.lora or job.spec.tuning == "LoRA") and not merged)
     output = Output(
         uri=f"{folder}/{names.OUTPUT_DIR}", digest="sha256:", format="peft" if adapter else "safetensors", size_bytes=0
     )
     checkpoint = Checkpoint(
         step=0, time=_NEVER, uri=f"{folder}/{names.CHECKPOINTS_DIR}/last", size_bytes=0, digest="sha256:"
     )
-    return Parent(name, UNKNOWN_UID, job.spec.stage if job else "", output, checkpoint)
+    best = Best(step=0, metric="eval_loss", value=0.0, uri=f"{folder}/{names.BEST_DIR}") if kept else None
+    return Parent(name, UNKNOWN_UID, "", output, checkpoint, best)
 
 
 def job_findings(document: Document, job: Job) -> tuple[Finding, ...]:
@@ -123,7 +145,8 @@ def _cycles(jobs: Sequence[Document]) -> Iterable[Finding]:
 def _parents(document: Document) -> list[tuple[str, str]]:
     spec = document.value.get("spec")
     namespace = _name(document)[0]
-    found = (_dig(spec, "model", "fromJob", "name"), _dig(spec, "checkpoint", "from", "fromJob", "name"))
+    places = (("model",), ("reference",), ("checkpoint", "from"))
+    found = (_dig(spec, *place, "fromJob", "name") for place in places)
     return [(namespace, name) for name in found if isinstance(name, str)]
 
 

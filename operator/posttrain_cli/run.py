@@ -158,7 +158,8 @@ def describe(plan: Plan, on_cpu: bool) -> str:
     topology = plan.config.topology
     where = f"{topology.nodes} launcher(s) with {topology.processes_per_node} process(es) each"
     instead = " instead of the GPUs asked for" if on_cpu and topology.gpus_per_node else ""
-    return f"{where} on the {'CPU (fp32)' if on_cpu else 'GPU'}{instead}"
+    device = f"CPU ({plan.config.training.precision.lower()})" if on_cpu else "GPU"
+    return f"{where} on the {device}{instead}"
 
 
 def gpus_here() -> int:

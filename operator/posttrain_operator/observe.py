@@ -158,6 +158,8 @@ def relative_of(record: JobRecord) -> Relative:
         output=status.get("output"),
         lineage=tuple(status.get("lineage") or ()),
         checkpoint=(status.get("checkpoints") or {}).get("last"),
+        best=(status.get("checkpoints") or {}).get("best"),
+        resolved=status.get("resolved") or {},
     )
 
 

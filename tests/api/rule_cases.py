@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain_api.deepspeed_keys import OWNED
+from posttrain_api.spec.deepspeed import BLOCKS, FLAGS, refused_paths
+
 REMOVE = object()
 LONGEST = "a" + "b" * 49
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -31,6 +34,21 @@ SHAPE = {"family": "Llama", "vocabSize": 4096, "hiddenSize": 256, "layers": 4, "
 PRETRAIN = {"spec.stage": "Pretrain", "spec.lora": REMOVE, "spec.model": {"scratch": SHAPE}}
 CONTINUED = {"spec.stage": "Pretrain", "spec.lora": REMOVE}
 EVAL = {"spec.data.eval": [{"uri": "pvc://datasets/test.jsonl"}]}
+PREFERENCE = {"spec.stage": "Preference"}
+REWARD = {"spec.stage": "RewardModel"}
+CHAIN = {"spec.model": {"fromJob": {"name": "base"}}, "spec.lora": {"continueAdapter": True}}
+BEST = {**EVAL, "spec.evaluation": {"everySteps": 5, "keepBest": True}}
+FP32 = {"spec.training": {"precision": "FP32"}}
+ON_CPU = {"spec.resources": {"gpusPerNode": 0, "processesPerNode": 1}}
+
+
+def refused_override(path: str) -> dict[str, Any]:
+    """deepspeed.overrides with a value of the kind that the key usually has."""
+    *parents, name = path.split(".")
+    value: Any = True if name in FLAGS else {"enabled": True} if name in BLOCKS else 5
+    for key in reversed([*parents, name]):
+        value = {key: value}
+    return {"spec.deepspeed": {"overrides": value}}
 
 
 def job(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +126,68 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
     "environment": {
         "spec.env": [{"name": "NCCL_DEBUG", "value": "WARN"}, {"name": "TOKENIZERS_PARALLELISM", "value": ""}]
     },
-    "zero stage by number": {"spec.deepspeed": {"zeroStage": 0}},
+    "zero stage by number": {"spec.deepspeed": {"zeroStage": 2}},
+    "zero stage 0 in FP32": {"spec.deepspeed": {"zeroStage": 0}, **FP32},
+    "zero stage 0 on the CPU": {"spec.deepspeed": {"zeroStage": 0}, **ON_CPU},
+    "bf16": {"spec.training": {"precision": "BF16", "gradientCheckpointing": True}},
+    "bf16 on the CPU": {"spec.training": {"precision": "BF16"}, **ON_CPU},
+    "offloaded": {"spec.deepspeed": {"zeroStage": 3, "offloadOptimizer": True, "offloadParameters": True}},
+    "optimizer offloaded, stage by prepare": {"spec.deepspeed": {"offloadOptimizer": True}},
+    "nothing offloaded": {"spec.deepspeed": {"offloadOptimizer": False, "offloadParameters": False, "zeroStage": 0}}
+    | FP32,
+    "overrides": {
+        "spec.deepspeed": {
+            "overrides": {
+                "wall_clock_breakdown": True,
+                "comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]},
+                "zero_optimization": {"reduce_bucket_size": 5e7, "offload_optimizer": {"pin_memory": False}},
+            }
+        }
+    },
+    "no overrides": {"spec.deepspeed": {"overrides": {}}},
+    "reward model": REWARD,
+    "reward model with words": {**REWARD, "spec.rewardModel": {"centering": 0.01, "marginColumn": "m"}},
+    "reward model of an adapter job": {**REWARD, **CHAIN},
+    "preference": PREFERENCE,
+    "dpo": {**PREFERENCE, "spec.algorithm": "DPO", "spec.preference": {"beta": 0.3, "sftWeight": 0.1}},
+    "cdpo": {**PREFERENCE, "spec.preference": {"labelSmoothing": 0.1}},
+    "cdpo, said": {**PREFERENCE, "spec.algorithm": "DPO", "spec.preference": {"labelSmoothing": 0}},
+    "robust dpo": {**PREFERENCE, "spec.algorithm": "RobustDPO", "spec.preference": {"labelSmoothing": 0.1}},
+    **{
+        f"algorithm {name}": {**PREFERENCE, "spec.algorithm": name, "spec.preference": {"cacheReference": True}}
+        for name in ("IPO", "Hinge", "APOZero", "APODown")
+    },
+    "simpo": {**PREFERENCE, "spec.algorithm": "SimPO", "spec.preference": {"gammaBetaRatio": 0.3}},
+    "simpo caches nothing": {**PREFERENCE, "spec.algorithm": "SimPO", "spec.preference": {"cacheReference": False}},
+    "reference by uri": {**PREFERENCE, "spec.reference": {"uri": "hf://a/b", "secretRef": {"name": "hf-token"}}},
+    "reference by job": {**PREFERENCE, "spec.reference": {"fromJob": {"name": "base", "checkpoint": "Best"}}},
+    "best of another job": {"spec.model": {"fromJob": {"name": "base", "checkpoint": "Best"}}},
+    "output of another job": {"spec.model": {"fromJob": {"name": "base", "checkpoint": "Output"}}},
+    "adapter trained further": CHAIN,
+    "new adapter on another": {**CHAIN, "spec.lora": {"continueAdapter": False, "rank": 4}},
+    "rank-stabilised": {"spec.lora": {"rslora": True, "dora": True}},
+    "best is kept": BEST,
+    "best by accuracy": {
+        **EVAL,
+        "spec.evaluation": {"everySteps": 5, "keepBest": True, "metric": "eval_accuracy", "goal": "Maximize"},
+    },
+    "best by loss, said": {**EVAL, "spec.evaluation": {"everySteps": 5, "keepBest": True, "metric": "eval_loss"}},
+    "best not kept": {**EVAL, "spec.evaluation": {"keepBest": False}},
+    "weighted": {"spec.data.train": [{"uri": "pvc://a/b", "weight": 0.5}, {"uri": "pvc://a/c", "weight": 2}]},
+    "short prompts": {"spec.data.maxPromptLength": 10, "spec.data.maxLength": 11},
+    "short prompts of pairs": {**PREFERENCE, "spec.data.maxPromptLength": 10},
+    "all turns": {"spec.data.lossOn": "Assistant"},
+    "loss as the stage says": {**PREFERENCE, "spec.data.lossOn": "Auto"},
+    "all tokens of sft": {"spec.data.lossOn": "All"},
+    "columns": {
+        **PREFERENCE,
+        "spec.data.train": [{"uri": "pvc://a/b", "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}}],
+    },
+    "columns of alpaca": {
+        "spec.data.train": [{"uri": "pvc://a/b", "columns": {"instruction": "a", "input": "b", "output": "c"}}]
+    },
+    "columns of sharegpt": {"spec.data.train": [{"uri": "pvc://a/b", "columns": {"conversations": "c"}}]},
+    "chat template of pairs": {**REWARD, "spec.model.chatTemplate": "{{ messages }}"},
     "zero stage by word": {"spec.deepspeed": {"zeroStage": "Auto"}},
     "suspended": {"spec.suspend": True},
     **{
@@ -138,6 +217,10 @@ _HUB = "is for an hf:// uri only"
 _FETCHED = "is for an hf:// or s3:// or gs:// uri only"
 _PRETRAIN_ONLY = "is for stage Pretrain only"
 _SFT_ONLY = "is for stage SFT only"
+_PREFERENCE_ONLY = "is for stage Preference only"
+_NOT_PRETRAIN = "is for stages SFT and RewardModel and Preference only"
+_OF_BEST = "decides what is kept as the best"
+_SMOOTHED = "is for algorithm DPO and RobustDPO only"
 _ONE_MODEL = "needs exactly one of uri, fromJob, scratch"
 _NAME = "must be a DNS-1035 label of at most 50 characters"
 _TRAIN = "spec.data.train[0]"
@@ -163,7 +246,198 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
     ),
     Refused("split in sft", {"spec.data.tooLong": "Split"}, "spec.data.tooLong", _PRETRAIN_ONLY),
     Refused("completion in pretrain", {**CONTINUED, "spec.data.lossOn": "Completion"}, "spec.data.lossOn", _SFT_ONLY),
-    Refused("chat in pretrain", {**CONTINUED, "spec.model.chatTemplate": "x"}, "spec.model.chatTemplate", _SFT_ONLY),
+    Refused("all turns in pretrain", {**CONTINUED, "spec.data.lossOn": "Assistant"}, "spec.data.lossOn", _SFT_ONLY),
+    Refused("completion of pairs", {**PREFERENCE, "spec.data.lossOn": "Completion"}, "spec.data.lossOn", _SFT_ONLY),
+    Refused(
+        "all tokens of pairs",
+        {**REWARD, "spec.data.lossOn": "All"},
+        "spec.data.lossOn",
+        "is for stages Pretrain and SFT only",
+    ),
+    Refused(
+        "chat in pretrain", {**CONTINUED, "spec.model.chatTemplate": "x"}, "spec.model.chatTemplate", _NOT_PRETRAIN
+    ),
+    Refused(
+        "prompts in pretrain", {**CONTINUED, "spec.data.maxPromptLength": 9}, "spec.data.maxPromptLength", _NOT_PRETRAIN
+    ),
+    Refused(
+        "prompt as long as all",
+        {"spec.data.maxPromptLength": 9, "spec.data.maxLength": 9},
+        "spec.data.maxPromptLength",
+        "must be less than maxLength",
+    ),
+    Refused("algorithm in sft", {"spec.algorithm": "DPO"}, "spec.algorithm", _PREFERENCE_ONLY),
+    Refused("algorithm of a reward model", {**REWARD, "spec.algorithm": "IPO"}, "spec.algorithm", _PREFERENCE_ONLY),
+    Refused("preference in sft", {"spec.preference": {"beta": 1}}, "spec.preference", _PREFERENCE_ONLY),
+    Refused("reference in sft", {"spec.reference": {"uri": "hf://a/b"}}, "spec.reference", _PREFERENCE_ONLY),
+    Refused(
+        "reward in preference",
+        {**PREFERENCE, "spec.rewardModel": {"centering": 1}},
+        "spec.rewardModel",
+        "is for stage RewardModel only",
+    ),
+    Refused(
+        "scratch in preference", {**PREFERENCE, "spec.model": {"scratch": SHAPE}}, "spec.model.scratch", _PRETRAIN_ONLY
+    ),
+    Refused("split pairs", {**REWARD, "spec.data.tooLong": "Split"}, "spec.data.tooLong", _PRETRAIN_ONLY),
+    Refused(
+        "neither lora nor tuning in preference",
+        {**PREFERENCE, "spec.lora": REMOVE},
+        "spec.tuning",
+        "must be said outside stage Pretrain",
+    ),
+    *(
+        Refused(
+            f"robust dpo {name}",
+            {**PREFERENCE, "spec.algorithm": "RobustDPO", **block},
+            "spec.preference.labelSmoothing",
+            "must be more than 0 for RobustDPO",
+        )
+        for name, block in (
+            ("bare", {}),
+            ("without a share", {"spec.preference": {"beta": 1}}),
+            ("with 0", {"spec.preference": {"labelSmoothing": 0}}),
+        )
+    ),
+    Refused(
+        "no smoothing left",
+        {**PREFERENCE, "spec.preference": {"labelSmoothing": 0.5}},
+        "spec.preference.labelSmoothing",
+        "must be less than 0.5",
+    ),
+    *(
+        Refused(
+            f"smoothing of {name}",
+            {**PREFERENCE, "spec.algorithm": name, "spec.preference": {"labelSmoothing": 0}},
+            "spec.preference.labelSmoothing",
+            _SMOOTHED,
+        )
+        for name in ("IPO", "Hinge", "APOZero", "APODown", "SimPO")
+    ),
+    *(
+        Refused(
+            f"ratio with {name}",
+            {**PREFERENCE, **algorithm, "spec.preference": {"gammaBetaRatio": 1}},
+            "spec.preference.gammaBetaRatio",
+            "is for algorithm SimPO only",
+        )
+        for name, algorithm in (("no algorithm", {}), ("IPO", {"spec.algorithm": "IPO"}))
+    ),
+    Refused(
+        "reference of simpo",
+        {**PREFERENCE, "spec.algorithm": "SimPO", "spec.reference": {"uri": "hf://a/b"}},
+        "spec.reference",
+        "means nothing with SimPO",
+    ),
+    Refused(
+        "cache of simpo",
+        {**PREFERENCE, "spec.algorithm": "SimPO", "spec.preference": {"cacheReference": True}},
+        "spec.preference.cacheReference",
+        "means nothing with SimPO",
+    ),
+    Refused(
+        "two references",
+        {**PREFERENCE, "spec.reference": {"uri": "hf://a/b", "fromJob": {"name": "base"}}},
+        "spec.reference",
+        "needs exactly one of uri, fromJob",
+    ),
+    Refused("no reference", {**PREFERENCE, "spec.reference": {}}, "spec.reference", "needs exactly one of"),
+    Refused(
+        "reference to itself",
+        {**PREFERENCE, "spec.reference": {"fromJob": {"name": "my-job"}}},
+        "spec.reference.fromJob.name",
+        "must not name the job itself",
+    ),
+    Refused("reference nowhere", {**PREFERENCE, "spec.reference": {"uri": "a/b"}}, "spec.reference.uri", _SCHEME),
+    Refused(
+        "reference escapes", {**PREFERENCE, "spec.reference": {"uri": "pvc://a/../b"}}, "spec.reference.uri", _ESCAPE
+    ),
+    Refused(
+        "secret of a reference on a claim",
+        {**PREFERENCE, "spec.reference": {"uri": "pvc://a/b", "secretRef": {"name": "x"}}},
+        "spec.reference.secretRef",
+        _FETCHED,
+    ),
+    Refused(
+        "continues no job",
+        {"spec.lora": {"continueAdapter": True}},
+        "spec.lora.continueAdapter",
+        "needs an earlier job whose adapter is trained further",
+    ),
+    *(
+        Refused(
+            f"continues with {name}",
+            {**CHAIN, "spec.lora": {"continueAdapter": True, name: value}},
+            "spec.lora.continueAdapter",
+            "goes on with an adapter that has its shape already",
+        )
+        for name, value in (("rank", 4), ("alpha", 8), ("targetModules", ["x"]), ("rslora", True), ("dora", False))
+    ),
+    Refused(
+        "best of one evaluation",
+        {**EVAL, "spec.evaluation": {"keepBest": True}},
+        "spec.evaluation.keepBest",
+        "needs more than the one evaluation at the end",
+    ),
+    Refused(
+        "best of nothing",
+        {"spec.evaluation": {"keepBest": True, "everySteps": 5}},
+        "spec.evaluation.everySteps",
+        "needs rows",
+    ),
+    Refused(
+        "metric for nothing", {**EVAL, "spec.evaluation": {"metric": "eval_loss"}}, "spec.evaluation.metric", _OF_BEST
+    ),
+    Refused("goal for nothing", {**EVAL, "spec.evaluation": {"goal": "Minimize"}}, "spec.evaluation.goal", _OF_BEST),
+    Refused(
+        "metric without a goal",
+        {**EVAL, "spec.evaluation": {"everySteps": 5, "keepBest": True, "metric": "eval_accuracy"}},
+        "spec.evaluation.goal",
+        "must be said for another metric",
+    ),
+    Refused(
+        "weighted evaluation",
+        {"spec.data.eval": [{"uri": "pvc://a/b", "weight": 2}]},
+        "spec.data.eval[0].weight",
+        "is for training sets only",
+    ),
+    *(
+        Refused(
+            f"zero stage 0 {name}",
+            {"spec.deepspeed": {"zeroStage": 0}, **more},
+            "spec.deepspeed.zeroStage",
+            "0 needs FP32",
+        )
+        for name, more in (
+            ("on GPUs", {}),
+            ("in BF16", {"spec.training": {"precision": "BF16"}}),
+            ("in BF16 on the CPU", {"spec.training": {"precision": "BF16"}, **ON_CPU}),
+        )
+    ),
+    Refused(
+        "optimizer offloaded without zero",
+        {"spec.deepspeed": {"zeroStage": 0, "offloadOptimizer": True}, **FP32},
+        "spec.deepspeed.offloadOptimizer",
+        "needs ZeRO",
+    ),
+    *(
+        Refused(
+            f"parameters offloaded at stage {stage}",
+            {"spec.deepspeed": {"offloadParameters": True, **said}},
+            "spec.deepspeed.offloadParameters",
+            "needs zeroStage 3",
+        )
+        for stage, said in (("Auto", {}), ("Auto, said", {"zeroStage": "Auto"}), ("2", {"zeroStage": 2}))
+    ),
+    *(
+        Refused(
+            f"override {path}",
+            refused_override(path),
+            f"spec.deepspeed.overrides.{path}",
+            "is set by the trainer itself" if path in OWNED else "was removed from DeepSpeed",
+        )
+        for path in refused_paths()
+    ),
     Refused(
         "merge without adapter",
         {"spec.lora": REMOVE, "spec.tuning": "Full", "spec.output": {"mergeAdapter": True}},
@@ -347,13 +621,39 @@ REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
     Refused("rank 513", {"spec.lora.rank": 513}, "spec.lora.rank", "512"),
     Refused("rank as text", {"spec.lora.rank": "16"}, "spec.lora.rank", "must be"),
     Refused("rank with a fraction", {"spec.lora.rank": 16.5}, "spec.lora.rank", "must be"),
-    Refused("later stage", {"spec.stage": "Preference"}, "spec.stage", "Pretrain"),
+    Refused("later stage", {"spec.stage": "RL"}, "spec.stage", "Pretrain"),
+    Refused("later algorithm", {**PREFERENCE, "spec.algorithm": "GRPO"}, "spec.algorithm", "SimPO"),
+    Refused("beta 0", {**PREFERENCE, "spec.preference": {"beta": 0}}, "spec.preference.beta", "than 0"),
+    Refused("weight 0", {"spec.data.train.0.weight": 0}, f"{_TRAIN}.weight", "than 0"),
+    Refused(
+        "vocabulary of 260", {**PRETRAIN, "spec.model.scratch.vocabSize": 260}, "spec.model.scratch.vocabSize", "261"
+    ),
+    Refused("metric in words", {**BEST, "spec.evaluation.metric": "the loss"}, "spec.evaluation.metric", "match"),
+    Refused("overrides in a list", {"spec.deepspeed": {"overrides": []}}, "spec.deepspeed.overrides", "must be"),
+    Refused(
+        "no block below a key",
+        {"spec.deepspeed": {"overrides": {"zero_optimization": {"offload_param": "cpu"}}}},
+        "spec.deepspeed.overrides",
+        "must have a block of fields at zero_optimization.offload_param",
+    ),
+    Refused(
+        "too many overrides",
+        {"spec.deepspeed": {"overrides": {f"key_{number}": 1 for number in range(65)}}},
+        "spec.deepspeed.overrides",
+        "at most 64",
+    ),
+    Refused(
+        "too many overrides in a block",
+        {"spec.deepspeed": {"overrides": {"zero_optimization": {f"key_{number}": 1 for number in range(65)}}}},
+        "spec.deepspeed.overrides",
+        "at most 64 fields at zero_optimization",
+    ),
     Refused("no stage", {"spec.stage": REMOVE}, "spec.stage", "equired"),
     Refused("no storage", {"spec.storage": REMOVE}, "spec.storage", "equired"),
     Refused("no claim", {"spec.storage": {}}, "spec.storage.claimName", "equired"),
     Refused("no data", {"spec.data": {}}, "spec.data.train", "equired"),
     Refused("no sets", {"spec.data.train": []}, "spec.data.train", "at least 1"),
-    Refused("later precision", {"spec.training": {"precision": "BF16"}}, "spec.training.precision", "FP32"),
+    Refused("later precision", {"spec.training": {"precision": "FP16"}}, "spec.training.precision", "FP32"),
     Refused("learning rate 0", {"spec.training": {"learningRate": 0}}, "spec.training.learningRate", "than 0"),
     Refused(
         "learning rate as text", {"spec.training": {"learningRate": "1e-5"}}, "spec.training.learningRate", "number"
@@ -381,7 +681,16 @@ UNKNOWN: tuple[Refused, ...] = (
     Refused("in metadata", {"metadata.lables": {}}, "metadata.lables", "unknown field"),
     Refused("typo", {"spec.lora.rnak": 3}, "spec.lora.rnak", "unknown field"),
     Refused("later block", {"spec.grpo": {"groupSize": 8}}, "spec.grpo", "unknown field"),
-    Refused("later field", {"spec.lora.dora": True}, "spec.lora.dora", "unknown field"),
+    Refused("later field", {"spec.lora.quantization": "NF4"}, "spec.lora.quantization", "unknown field"),
+    Refused(
+        "scratch reference",
+        {**PREFERENCE, "spec.reference": {"uri": "hf://a/b", "scratch": {}}},
+        "spec.reference.scratch",
+        "unknown field",
+    ),
+    Refused(
+        "later offload", {"spec.deepspeed": {"hpzPartitionSize": 8}}, "spec.deepspeed.hpzPartitionSize", "unknown field"
+    ),
     Refused("later size", {"spec.storage.size": "1Ti"}, "spec.storage.size", "unknown field"),
-    Refused("in a list", {"spec.data.train.0.weight": 2}, f"{_TRAIN}.weight", "unknown field"),
+    Refused("in a list", {"spec.data.train.0.wieght": 2}, f"{_TRAIN}.wieght", "unknown field"),
 )

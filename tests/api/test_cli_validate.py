@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from posttrain_cli.__main__ import main
-from tests.api.rule_cases import REMOVE, job
+from tests.api.rule_cases import BEST, CHAIN, PREFERENCE, REMOVE, job
 
 ONE_GOOD = yaml.safe_dump(job({"spec.model.uri": "pvc://models/a"}))
 
@@ -112,13 +112,44 @@ def test_circle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "b waits, in the end, for itself" in out
 
 
-def test_chain_of_an_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    child = job({"metadata.name": "child", "spec.model": {"fromJob": {"name": "my-job"}}})
+def test_a_chain_of_adapters_is_resolved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The base is the first job's model; each adapter below is merged into it, a continued one counts once."""
+    second = job({"metadata.name": "second", "spec.model": {"fromJob": {"name": "my-job"}}})
+    third = job({**CHAIN, "metadata.name": "third", "spec.model": {"fromJob": {"name": "second"}}})
+    last = job({**PREFERENCE, "metadata.name": "last", "spec.model": {"fromJob": {"name": "third"}}})
+    code, out, _ = validate(capsys, write(tmp_path, job({}), second, third, last), "--resolved")
+    assert code == 0, out
+    models = {}
+    for text in out.split("---\n")[1:]:
+        ((name, resolved),) = yaml.safe_load(text).items()
+        models[name] = resolved["model"]
+    base = "hf://Qwen/Qwen2.5-1.5B-Instruct"
+    outputs = [f"pvc://runs/{name}/uid/output" for name in ("my-job", "second", "third")]
+    assert [models[name]["uri"] for name in ("second", "third", "last")] == [base] * 3
+    assert models["second"]["adapters"] == outputs[:1]
+    assert models["third"]["adapters"] == outputs[:2]
+    assert models["last"]["adapters"] == [outputs[0], outputs[2]], "third's output is second's, trained further"
+    merged = job({"spec.output": {"mergeAdapter": True}})
+    code, out, _ = validate(capsys, write(tmp_path, merged, second), "--resolved")
+    assert code == 0
+    assert "adapters:" not in out
+
+
+def test_best_of_a_job_that_keeps_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    child = job({"metadata.name": "child", "spec.model": {"fromJob": {"name": "my-job", "checkpoint": "Best"}}})
     code, out, _ = validate(capsys, write(tmp_path, job({}), child))
     assert code == 1
-    assert "spec.model.fromJob.name: names a job whose output is an adapter" in out
-    merged = job({"spec.output": {"mergeAdapter": True}})
-    assert validate(capsys, write(tmp_path, merged, child))[0] == 0
+    assert "spec.model.fromJob.checkpoint: asks for the best model of my-job, which kept none" in out
+    assert validate(capsys, write(tmp_path, job(BEST), child))[0] == 0
+    assert validate(capsys, write(tmp_path, child))[0] == 0, "of a job elsewhere nothing is known"
+
+
+def test_continuing_a_job_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert validate(capsys, write(tmp_path, job(CHAIN)))[0] == 0
+    whole = job({"metadata.name": "base", "spec.lora": REMOVE, "spec.tuning": "Full"})
+    code, out, _ = validate(capsys, write(tmp_path, whole, job(CHAIN)))
+    assert code == 1
+    assert "spec.lora.continueAdapter: needs a job whose output is an adapter" in out
 
 
 def test_plan_problems_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,8 +163,9 @@ def test_resolved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = validate(capsys, write(tmp_path, job({"spec.model.uri": "pvc://models/a"})), "--resolved")
     assert code == 0
     resolved = yaml.safe_load(out.partition("---\n")[2])["my-job"]
-    assert resolved["lora"] == {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targetModules": ["all-linear"]}
-    assert resolved["deepspeed"] == {"zeroStage": "Auto"}
+    said = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targetModules": ["all-linear"]}
+    assert resolved["lora"] == {**said, "rslora": False, "dora": False, "continueAdapter": False}
+    assert resolved["deepspeed"] == {"zeroStage": "Auto", "offloadOptimizer": False, "offloadParameters": False}
 
 
 def test_json_is_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

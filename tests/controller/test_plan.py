@@ -8,7 +8,7 @@ from posttrain_api.reasons import Reason
 from posttrain_operator.plan.build import build_plan, dependencies
 from posttrain_operator.plan.errors import PlanError
 from posttrain_operator.plan.sources import locate, split_claim
-from tests.api.rule_cases import EVAL, PRETRAIN, REMOVE
+from tests.api.rule_cases import EVAL, PREFERENCE, PRETRAIN, REMOVE, REWARD
 from tests.controller.plan_kit import SETTINGS, UID, job, parent, plan
 
 FROM_JOB = {"spec.model": {"fromJob": {"name": "base"}}}
@@ -37,6 +37,10 @@ def test_smallest_job() -> None:
         ({"spec.lora": REMOVE, "spec.tuning": "Full"}, 1e-5, 0.01, (0.9, 0.999), "Skip", "Auto"),
         (PRETRAIN, 3e-4, 0.1, (0.9, 0.95), "Split", "All"),
         ({"spec.stage": "Pretrain"}, 3e-4, 0.0, (0.9, 0.95), "Split", "All"),
+        (REWARD, 1e-4, 0.0, (0.9, 0.999), "Skip", "Auto"),
+        ({**REWARD, "spec.lora": REMOVE, "spec.tuning": "Full"}, 1e-5, 0.01, (0.9, 0.999), "Skip", "Auto"),
+        (PREFERENCE, 5e-6, 0.0, (0.9, 0.999), "Skip", "Auto"),
+        ({**PREFERENCE, "spec.lora": REMOVE, "spec.tuning": "Full"}, 5e-7, 0.0, (0.9, 0.999), "Skip", "Auto"),
     ],
 )
 def test_built_in_table(changes, rate, decay, betas, too_long, loss_on) -> None:
@@ -47,7 +51,8 @@ def test_built_in_table(changes, rate, decay, betas, too_long, loss_on) -> None:
     assert (config.data.too_long, config.data.loss_on) == (too_long, loss_on)
     assert (training.batch_size, training.epochs, training.max_steps, training.warmup_steps) == (64, 1.0, None, "Auto")
     assert (training.schedule, training.min_learning_rate_ratio, training.epsilon) == ("Cosine", 0.0, 1e-8)
-    assert (training.max_grad_norm, training.seed, training.precision) == (1.0, 0, "FP32")
+    assert (training.max_grad_norm, training.seed, training.precision) == (1.0, 0, "BF16")
+    assert training.gradient_checkpointing == "Auto"
     assert (config.data.max_length, training.tokens_per_micro_batch) == (2048, 8192)
     assert (config.checkpoint.every_seconds, config.checkpoint.keep_last, config.checkpoint.resume) == (1800, 2, "Auto")
     assert config.zero_stage == "Auto"
@@ -67,6 +72,8 @@ def test_the_spec_wins_over_the_table() -> None:
         "epsilon": 0.125,
         "maxGradNorm": 0,
         "seed": 5,
+        "precision": "FP32",
+        "gradientCheckpointing": False,
     }
     config = plan({"spec.training": said, "spec.deepspeed": {"zeroStage": 0}}).config
     wire = config.training.to_wire()
@@ -211,13 +218,6 @@ def test_missing_parent() -> None:
         build_plan(job(FROM_JOB), SETTINGS, {})
     assert caught.value.reason == Reason.WAITING_FOR_DEPENDENCY
     assert "spec.model.fromJob.name: names a job that has not succeeded yet" in str(caught.value)
-
-
-def test_adapter_parent_is_not_supported_yet() -> None:
-    with pytest.raises(PlanError) as caught:
-        build_plan(job(FROM_JOB), SETTINGS, {"base": parent(kind="peft")})
-    assert caught.value.reason == Reason.UNSUPPORTED
-    assert "mergeAdapter: true" in str(caught.value)
 
 
 def test_parent_without_a_checkpoint() -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import posixpath
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from posttrain_api.job import check, parse_job
-from posttrain_api.records import Resolved
+from posttrain_api.job import Job, check, parse_job
+from posttrain_api.records import Best, Resolved
 from posttrain_api.status.resolved import ResolvedSpec
 from posttrain_api.trainer import TrainerConfig
 from posttrain_operator.plan.build import build_plan, dependencies
 from posttrain_operator.plan.defaults import TABLE
 from posttrain_operator.plan.resolved import settle
-from posttrain_operator.plan.types import Plan
+from posttrain_operator.plan.types import Parent, Plan
 from tests.api.rule_cases import ACCEPTED, job
 from tests.controller.plan_kit import SETTINGS, UID, parent, plan
 
@@ -49,7 +50,16 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
 
 def build(manifest: dict[str, Any]) -> Plan:
     subject = parse_job(manifest)
-    return build_plan(subject, SETTINGS, {name: parent(name) for name in dependencies(subject)})
+    return build_plan(subject, SETTINGS, {name: finished(name, subject) for name in dependencies(subject)})
+
+
+def finished(name: str, child: Job) -> Parent:
+    """A parent of the kind that the child asks for."""
+    continues = child.spec.lora is not None and child.spec.lora.continue_adapter
+    found = parent(name, "peft" if continues else "safetensors")
+    best = Best(step=1, metric="eval_loss", value=0.5, uri="pvc://parent-claim/best")
+    resolved = {"model": {"uri": "pvc://base-claim/x", "adapters": ["pvc://older-claim/y"]}}
+    return replace(found, stage=child.spec.stage, best=best, resolved=resolved)
 
 
 @given(manifests())
@@ -63,7 +73,10 @@ def test_every_valid_job_has_a_plan_and_always_the_same(manifest: dict[str, Any]
 def test_no_path_leaves_its_mount(manifest: dict[str, Any]) -> None:
     made = build(manifest)
     config = made.config
-    sources = [*config.data.train, *config.data.eval, config.model.source, config.checkpoint.start_from]
+    models = [config.model.source, *config.model.adapters]
+    if config.reference:
+        models += [config.reference.source, *config.reference.adapters]
+    sources = [*config.data.train, *config.data.eval, *models, config.checkpoint.start_from]
     for source in sources:
         if source and source.path and source.uri.startswith("pvc://"):
             assert posixpath.normpath(source.path) == source.path
@@ -114,6 +127,11 @@ def test_hash_ignores_what_changes_no_pod() -> None:
     assert len({plan(change).spec_hash for change in same}) == 1
 
 
+def _short(rate: float) -> str:
+    """1e-05 as people write it."""
+    return f"{rate:g}".replace("e-0", "e-") if rate < 1e-4 else f"{rate:.0e}".replace("e-0", "e-")
+
+
 def test_defaults_are_described_as_they_are() -> None:
     """The words of kubectl explain, against the table."""
     from posttrain_api.spec.data import Data
@@ -123,8 +141,18 @@ def test_defaults_are_described_as_they_are() -> None:
         return model.model_fields[field].description.partition("Default: ")[2].partition(". ")[0].rstrip(".")
 
     row = TABLE["SFT", "LoRA"]
-    assert words(Training, "learning_rate") == "SFT 2e-4 with LoRA, 1e-5 full; Pretrain 3e-4"
-    assert words(Training, "weight_decay").startswith("Pretrain 0")
+    rates = words(Training, "learning_rate")
+    for stage in ("SFT", "RewardModel", "Preference"):
+        both = (
+            f"{_short(TABLE[stage, 'LoRA'].learning_rate)} with LoRA, {_short(TABLE[stage, 'Full'].learning_rate)} full"
+        )
+        assert f"{stage} {both}" in rates
+    assert f"Pretrain {_short(TABLE['Pretrain', 'Full'].learning_rate)}" in rates
+    decay = words(Training, "weight_decay")
+    assert decay.startswith("full: Pretrain 0")
+    assert decay.endswith("otherwise 0")
+    decays = {key: row.weight_decay for key, row in TABLE.items() if row.weight_decay}
+    assert decays == {("Pretrain", "Full"): 0.1, ("SFT", "Full"): 0.01, ("RewardModel", "Full"): 0.01}
     for field in ("epochs", "batch_size", "epsilon", "seed", "min_learning_rate_ratio", "max_grad_norm"):
         assert float(words(Training, field)) == getattr(row, field), field
     config = plan().config

@@ -9,31 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain_api.rules.types import Rule, cel_matches, count, get, has, matches, whole
+from posttrain_api.rules.deepspeed_rules import DEEPSPEED_RULES
+from posttrain_api.rules.stage_rules import PREFERENCE_RULES, STAGE_RULES
+from posttrain_api.rules.tuning_rules import EVALUATION_RULES, TUNING_RULES
+from posttrain_api.rules.types import Rule, cel_matches, count, get, has, matches, one_of, whole
 from posttrain_api.rules.uris import PINNED
 from posttrain_api.spec.fields import MAX_JOB_NAME
 
 NAME_PATTERN = rf"[a-z](?:[-a-z0-9]{{0,{MAX_JOB_NAME - 2}}}[a-z0-9])?"
 ENV_SECRETS = r"(?i)(?:.*_)?(?:token|secret|password|api_?key|access_?key)"
 ENV_OWNED = r"PET_.*|MASTER_.*|POSTTRAIN_.*|KUBEFLOW_TRAINER_.*|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK"
-
-
-def _one_of(at: str, names: tuple[str, ...], instead: str) -> Rule:
-    terms = " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names)
-    return Rule(
-        at=(at,),
-        cel=f"{terms} == 1",
-        must=f"needs exactly one of {', '.join(names)}",
-        instead=instead,
-        holds=lambda node: count(node, *names) == 1,
-    )
-
-
-def _means_lora(spec: Any) -> bool:
-    return has(spec, "lora") or get(spec, "tuning") == "LoRA"
-
-
-_CEL_LORA = "(has(self.lora) || (has(self.tuning) && self.tuning == 'LoRA'))"
 
 
 def _own_name(path: str) -> Rule:
@@ -51,104 +36,6 @@ def _own_name(path: str) -> Rule:
 def _prefixes(path: str) -> list[str]:
     parts = path.split(".")
     return [".".join(parts[: index + 1]) for index in range(1, len(parts))]
-
-
-def _pretrain_only(field: str, cel_there: str, there: Any, instead: str) -> Rule:
-    return Rule(
-        at=("spec",),
-        cel=f"self.stage == 'Pretrain' || !({cel_there})",
-        must="is for stage Pretrain only",
-        instead=instead,
-        field=field,
-        forbidden=True,
-        holds=lambda spec: get(spec, "stage") in ("Pretrain", None) or not there(spec),
-    )
-
-
-def _sft_only(field: str, cel_there: str, there: Any, instead: str) -> Rule:
-    return Rule(
-        at=("spec",),
-        cel=f"self.stage == 'SFT' || !({cel_there})",
-        must="is for stage SFT only",
-        instead=instead,
-        field=field,
-        forbidden=True,
-        holds=lambda spec: get(spec, "stage") in ("SFT", None) or not there(spec),
-    )
-
-
-STAGE_RULES: tuple[Rule, ...] = (
-    _pretrain_only(
-        ".model.scratch",
-        "has(self.model.scratch)",
-        lambda spec: has(spec, "model.scratch"),
-        "start from model.uri or model.fromJob",
-    ),
-    _pretrain_only(
-        ".data.tooLong",
-        "has(self.data.tooLong) && self.data.tooLong == 'Split'",
-        lambda spec: get(spec, "data.tooLong") == "Split",
-        "write Skip, Truncate or Fail: an answer cut in two has no prompt",
-    ),
-    _sft_only(
-        ".data.lossOn",
-        "has(self.data.lossOn) && self.data.lossOn == 'Completion'",
-        lambda spec: get(spec, "data.lossOn") == "Completion",
-        "leave it out: pre-training learns every token",
-    ),
-    _sft_only(
-        ".model.chatTemplate",
-        "has(self.model.chatTemplate)",
-        lambda spec: has(spec, "model.chatTemplate"),
-        "leave it out: pre-training reads plain text",
-    ),
-)
-
-TUNING_RULES: tuple[Rule, ...] = (
-    Rule(
-        at=("spec",),
-        cel="self.stage == 'Pretrain' || has(self.lora) || has(self.tuning)",
-        must="must be said outside stage Pretrain",
-        instead="add lora: {rank: 16} to train an adapter, or tuning: Full to change every weight",
-        field=".tuning",
-        holds=lambda spec: get(spec, "stage") in ("Pretrain", None) or has(spec, "lora") or has(spec, "tuning"),
-    ),
-    Rule(
-        at=("spec",),
-        cel="!has(self.lora) || !has(self.tuning) || self.tuning == 'LoRA'",
-        must="contradicts tuning: Full",
-        instead="remove the lora block or write tuning: LoRA",
-        field=".lora",
-        forbidden=True,
-        holds=lambda spec: not has(spec, "lora") or get(spec, "tuning") != "Full",
-    ),
-    Rule(
-        at=("spec",),
-        cel=f"!has(self.model.scratch) || !{_CEL_LORA}",
-        must="must be Full for a model made from scratch",
-        instead="remove lora and tuning: there are no weights yet that an adapter could sit on",
-        field=".tuning",
-        holds=lambda spec: not has(spec, "model.scratch") or not _means_lora(spec),
-    ),
-    Rule(
-        at=("spec",),
-        cel=f"!has(self.output) || !has(self.output.mergeAdapter) || !self.output.mergeAdapter || {_CEL_LORA}",
-        must="needs an adapter",
-        instead="remove it or train with lora: {rank: 16}",
-        field=".output.mergeAdapter",
-        forbidden=True,
-        holds=lambda spec: get(spec, "output.mergeAdapter") is not True or _means_lora(spec),
-    ),
-    Rule(
-        at=("spec",),
-        cel="!has(self.evaluation) || !has(self.evaluation.everySteps) || has(self.data.eval)",
-        must="needs rows to evaluate on",
-        instead="add data.eval or remove it",
-        field=".evaluation.everySteps",
-        forbidden=True,
-        holds=lambda spec: not has(spec, "evaluation.everySteps") or has(spec, "data.eval"),
-    ),
-)
 
 
 def _code_is_pinned(model: Any) -> bool:
@@ -176,7 +63,20 @@ def _lengths_fit(spec: Any) -> bool:
     return not longest or not made_for or longest <= made_for
 
 
+def _prompt_fits(spec: Any) -> bool:
+    prompt, longest = whole(spec, "data.maxPromptLength", 0), whole(spec, "data.maxLength", 0)
+    return not prompt or not longest or prompt < longest
+
+
 MODEL_RULES: tuple[Rule, ...] = (
+    Rule(
+        at=("spec.data",),
+        cel="!has(self.maxPromptLength) || !has(self.maxLength) || self.maxPromptLength < self.maxLength",
+        must="must be less than maxLength",
+        instead="choose less, or leave it out: the answer needs room",
+        field=".maxPromptLength",
+        holds=lambda data: _prompt_fits({"data": data}),
+    ),
     Rule(
         at=("spec",),
         cel="!has(self.model.scratch) || !has(self.model.scratch.maxLength) || !has(self.data.maxLength) || "
@@ -186,7 +86,8 @@ MODEL_RULES: tuple[Rule, ...] = (
         field=".data.maxLength",
         holds=_lengths_fit,
     ),
-    _one_of("spec.model", ("uri", "fromJob", "scratch"), "keep the one that training starts from"),
+    one_of("spec.model", ("uri", "fromJob", "scratch"), "keep the one that training starts from"),
+    one_of("spec.reference", ("uri", "fromJob"), "keep the one that the policy is compared with"),
     Rule(
         at=("spec.model",),
         cel="!has(self.trustRemoteCode) || !self.trustRemoteCode || (!has(self.scratch) && "
@@ -240,6 +141,7 @@ OTHER_RULES: tuple[Rule, ...] = (
         holds=_name_fits,
     ),
     _own_name("spec.model.fromJob"),
+    _own_name("spec.reference.fromJob"),
     _own_name("spec.checkpoint.from.fromJob"),
     Rule(
         at=("spec.training",),
@@ -258,7 +160,7 @@ OTHER_RULES: tuple[Rule, ...] = (
         field=".warmupSteps",
         holds=_warms_up_in_time,
     ),
-    _one_of("spec.checkpoint.from", ("fromJob", "uri"), "keep the one that names the checkpoint"),
+    one_of("spec.checkpoint.from", ("fromJob", "uri"), "keep the one that names the checkpoint"),
     Rule(
         at=("spec.resources",),
         cel="(has(self.gpusPerNode) && self.gpusPerNode == 0) == has(self.processesPerNode)",
@@ -287,4 +189,12 @@ OTHER_RULES: tuple[Rule, ...] = (
     ),
 )
 
-SPEC_RULES: tuple[Rule, ...] = STAGE_RULES + TUNING_RULES + MODEL_RULES + OTHER_RULES
+SPEC_RULES: tuple[Rule, ...] = (
+    *STAGE_RULES,
+    *PREFERENCE_RULES,
+    *TUNING_RULES,
+    *EVALUATION_RULES,
+    *MODEL_RULES,
+    *OTHER_RULES,
+    *DEEPSPEED_RULES,
+)

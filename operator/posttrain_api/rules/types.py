@@ -91,3 +91,39 @@ def nodes(root: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _items(at: str, value: Any) -> list[tuple[str, Any]]:
     return [(f"{at}[{index}]", item) for index, item in enumerate(value)] if isinstance(value, list) else []
+
+
+def cel_has(path: str) -> str:
+    """CEL: something stands at the dotted path below self, and at every step before it."""
+    parts = path.split(".")
+    return " && ".join(f"has(self.{'.'.join(parts[: depth + 1])})" for depth in range(len(parts)))
+
+
+def one_of(at: str, names: tuple[str, ...], instead: str) -> Rule:
+    """The rule that exactly one of these fields of a node is there."""
+    terms = " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names)
+    return Rule(
+        at=(at,),
+        cel=f"{terms} == 1",
+        must=f"needs exactly one of {', '.join(names)}",
+        instead=instead,
+        holds=lambda node: count(node, *names) == 1,
+    )
+
+
+def excludes(at: str, field: str, cel_there: str, there: Callable[[Any], bool], words: tuple[str, str]) -> Rule:
+    """The rule that something is not there: `cel_there` and `there` say when it is, `words` are must and instead."""
+    return Rule(
+        at=(at,),
+        cel=f"!({cel_there})",
+        must=words[0],
+        instead=words[1],
+        field=field,
+        forbidden=True,
+        holds=lambda node: not there(node),
+    )
+
+
+def needs(at: str, field: str, cel: str, holds: Callable[[Any], bool], words: tuple[str, str]) -> Rule:
+    """The rule that a field, where it says this, needs something else: `words` are must and instead."""
+    return Rule(at=(at,), cel=cel, must=words[0], instead=words[1], field=field, holds=holds)

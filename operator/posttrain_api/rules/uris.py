@@ -57,7 +57,7 @@ def _no_escape(uri: object) -> bool:
     return not isinstance(uri, str) or re.fullmatch(PARENT_STEP, uri) is None
 
 
-_MODEL_NODES = ("spec.model.uri", "spec.model.scratch.tokenizer.uri")
+_MODEL_NODES = ("spec.model.uri", "spec.model.scratch.tokenizer.uri", "spec.reference.uri")
 _DATA_NODES = ("spec.data.train[].uri", "spec.data.eval[].uri")
 _CHECKPOINT_NODE = ("spec.checkpoint.from.uri",)
 _SETS = ("spec.data.train[]", "spec.data.eval[]")
@@ -82,7 +82,11 @@ URI_RULES: tuple[Rule, ...] = (
         instead="write the path without it: nothing outside the claim or bucket can be read",
         holds=_no_escape,
     ),
-    _only_for(("spec.model", "spec.model.scratch.tokenizer", *_SETS), "secretRef", ("hf://", "s3://", "gs://")),
+    _only_for(
+        ("spec.model", "spec.model.scratch.tokenizer", "spec.reference", *_SETS),
+        "secretRef",
+        ("hf://", "s3://", "gs://"),
+    ),
     _only_for(_SETS, "split", ("hf://",)),
     _only_for(_SETS, "subset", ("hf://",)),
 )

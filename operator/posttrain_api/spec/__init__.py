@@ -12,10 +12,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from posttrain_api.spec.data import Data
+from posttrain_api.spec.deepspeed import DeepSpeed
 from posttrain_api.spec.fields import NAMED, ObjectName, SpecModel, optional, required
-from posttrain_api.spec.references import ModelRef
+from posttrain_api.spec.objectives import Preference, PreferenceAlgorithm, RewardModel
+from posttrain_api.spec.references import ModelRef, ReferenceRef
 from posttrain_api.spec.run import EnvVar, PullSecret, Resources, RunPolicy, Storage
-from posttrain_api.spec.training import CheckpointPolicy, DeepSpeed, Evaluation, Lora, OutputPolicy, Training
+from posttrain_api.spec.training import CheckpointPolicy, Evaluation, Lora, OutputPolicy, Training
 
 __all__ = ["JobSpec"]
 
@@ -23,8 +25,13 @@ __all__ = ["JobSpec"]
 class JobSpec(SpecModel):
     """What is trained, on what, how, and where. Editable until the job starts; then only suspend and runPolicy are."""
 
-    stage: Literal["Pretrain", "SFT"] = required(
-        "What is trained: Pretrain learns every token of plain text, SFT the answers to prompts", example="SFT"
+    stage: Literal["Pretrain", "SFT", "RewardModel", "Preference"] = required(
+        "What is trained: Pretrain learns every token of plain text, SFT the answers to prompts, RewardModel to score "
+        "answers and Preference to prefer them, both from pairs of a chosen and a rejected one",
+        example="SFT",
+    )
+    algorithm: PreferenceAlgorithm | None = optional(
+        "Which loss stage Preference uses; cDPO is DPO with preference.labelSmoothing", default="DPO", example="IPO"
     )
     tuning: Literal["Full", "LoRA"] | None = optional(
         "Full changes every weight, LoRA trains small adapters. Outside Pretrain this or a lora "
@@ -37,12 +44,20 @@ class JobSpec(SpecModel):
     model: ModelRef = required(
         "The model that training starts from", example={"uri": "hf://Qwen/Qwen2.5-1.5B-Instruct"}
     )
+    reference: ReferenceRef | None = optional(
+        "Stage Preference (not SimPO): the model that the policy is compared with; without it the starting model",
+        example={"fromJob": {"name": "sft"}},
+    )
     data: Data = required(
         "The rows to train and to evaluate on", example={"train": [{"uri": "pvc://datasets/gsm8k/train.jsonl"}]}
     )
     training: Training | None = optional("Optimizer, schedule and length", example={"epochs": 3, "batchSize": 64})
+    preference: Preference | None = optional("What stage Preference learns by", example={"beta": 0.05})
+    reward_model: RewardModel | None = optional("What stage RewardModel learns by", example={"centering": 0.01})
     deepspeed: DeepSpeed | None = optional("DeepSpeed", example={"zeroStage": 2})
-    evaluation: Evaluation | None = optional("When data.eval is evaluated", example={"everySteps": 100})
+    evaluation: Evaluation | None = optional(
+        "When data.eval is evaluated and what is kept as the best", example={"everySteps": 100, "keepBest": True}
+    )
     checkpoint: CheckpointPolicy | None = optional(
         "When the state is saved and how it is resumed", example={"everySteps": 200, "keepLast": 3}
     )

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from posttrain_api.spec.fields import SpecModel, optional, required
+from posttrain_api.spec.objectives import ColumnName
 from posttrain_api.spec.references import MAX_URI, SECRET, ObjectRef
 
 MAX_SOURCES = 16
-ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Columns(SpecModel):
@@ -22,6 +22,24 @@ class Columns(SpecModel):
     )
     prompt: ColumnName | None = optional("Column with the prompt", default="prompt", example="question")
     completion: ColumnName | None = optional("Column with the answer to learn", default="completion", example="answer")
+    chosen: ColumnName | None = optional(
+        "Column with the better answer, a text or a list of {role, content}", default="chosen", example="preferred"
+    )
+    rejected: ColumnName | None = optional(
+        "Column with the worse answer, as chosen", default="rejected", example="dispreferred"
+    )
+    instruction: ColumnName | None = optional(
+        "Column with the task of an Alpaca row", default="instruction", example="task"
+    )
+    input: ColumnName | None = optional(
+        "Column with the context of an Alpaca row; may be empty or missing", default="input", example="context"
+    )
+    output: ColumnName | None = optional(
+        "Column with the answer of an Alpaca row", default="output", example="response"
+    )
+    conversations: ColumnName | None = optional(
+        "Column with a ShareGPT list of {from, value}", default="conversations", example="dialogue"
+    )
 
 
 class DataSource(SpecModel):
@@ -54,6 +72,14 @@ class DataSource(SpecModel):
         "Which of the data's columns are meant: our name on the left, the data's on the right",
         default="our own names",
         example={"prompt": "question", "completion": "answer"},
+    )
+    weight: float | None = optional(
+        "How often each row is seen per epoch: 2 is twice, 0.5 is half of the rows (training sets only)",
+        unit="passes per epoch",
+        default="1",
+        example=2,
+        gt=0,
+        le=1000,
     )
     max_rows: int | None = optional(
         "Read at most so many rows, from the start", unit="rows", default="all", example=1000, ge=1, le=10**12
@@ -91,8 +117,17 @@ class Data(SpecModel):
     max_length: int | None = optional(
         "Longest sequence, prompt and answer together", unit="tokens", default="2048", example=1024, ge=8, le=1048576
     )
-    loss_on: Literal["Auto", "Completion", "All"] | None = optional(
-        "Which tokens are learned. Auto: in Pretrain all, in SFT the answers (the prompt is never counted)",
+    max_prompt_length: int | None = optional(
+        "Longest prompt; a row with a longer one is treated as tooLong says (not for stage Pretrain)",
+        unit="tokens",
+        default="no limit but maxLength",
+        example=512,
+        ge=1,
+        le=1048576,
+    )
+    loss_on: Literal["Auto", "Completion", "Assistant", "All"] | None = optional(
+        "Which tokens are learned. Auto: in Pretrain all, in SFT the last answer (the prompt is never counted); "
+        "Assistant: every assistant turn of rows with messages",
         default="Auto",
         example="Completion",
     )

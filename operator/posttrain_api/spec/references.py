@@ -13,7 +13,7 @@ from posttrain_api.spec.fields import JOB_NAME, MAX_JOB_NAME, ObjectName, SpecMo
 
 MAX_URI = 1024
 SECRET = (
-    "Secret of the job's namespace, mounted for preparing only. hf://: the key `token`. s3://: AWS_ACCESS_KEY_ID, "
+    "Secret of the job's namespace, mounted in the first pod only. hf://: the key `token`. s3://: AWS_ACCESS_KEY_ID, "
     "AWS_SECRET_ACCESS_KEY, and where needed AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL. gs://: credentials.json "
     "(a service account's key), and where needed GCS_ENDPOINT_URL"
 )
@@ -35,6 +35,16 @@ class JobRef(SpecModel):
         min_length=1,
         max_length=MAX_JOB_NAME,
         pattern=JOB_NAME,
+    )
+
+
+class ModelJobRef(JobRef):
+    """The model that another PostTrainingJob of the same namespace has trained."""
+
+    checkpoint: Literal["Output", "Best"] | None = optional(
+        "Output: what it exported at its end. Best: the model of its best evaluation (it needs evaluation.keepBest)",
+        default="Output",
+        example="Best",
     )
 
 
@@ -62,7 +72,7 @@ class Scratch(SpecModel):
         "trained from the training data",
         unit="tokens",
         example=4096,
-        ge=260,
+        ge=261,
         le=1048576,
     )
     hidden_size: int = required("Width of the residual stream", example=256, ge=8, le=65536)
@@ -105,8 +115,9 @@ class ModelRef(SpecModel):
         min_length=1,
         max_length=MAX_URI,
     )
-    from_job: JobRef | None = optional(
-        "Start from the output of another job of this namespace; its claim is mounted read-only",
+    from_job: ModelJobRef | None = optional(
+        "Start from the output of another job of this namespace; its claim is mounted read-only. Where that is an "
+        "adapter, it is merged in memory into the model it was trained on",
         example={"name": "base-pretrain"},
     )
     scratch: Scratch | None = optional(
@@ -128,9 +139,27 @@ class ModelRef(SpecModel):
         example=True,
     )
     chat_template: str | None = optional(
-        "Jinja chat template instead of the tokenizer's own (stage SFT, rows with messages)",
+        "Jinja chat template instead of the tokenizer's own (rows with messages; not for stage Pretrain)",
         default="the tokenizer's",
         example="{% for m in messages %}{{ m.content }}{% endfor %}",
         min_length=1,
         max_length=16384,
+    )
+
+
+class ReferenceRef(SpecModel):
+    """A model that is compared with and never changed: exactly one of uri and fromJob."""
+
+    uri: str | None = optional(
+        "Where the model is: hf://org/name[@revision], s3://bucket/folder, gs://bucket/folder, pvc://claim/path or "
+        "image:///absolute/path (baked into the image). Its tokenizer must be that of the starting model",
+        example="hf://Qwen/Qwen2.5-1.5B-Instruct",
+        min_length=1,
+        max_length=MAX_URI,
+    )
+    from_job: ModelJobRef | None = optional(
+        "The output of another job of this namespace; its claim is mounted read-only", example={"name": "sft"}
+    )
+    secret_ref: ObjectRef | None = optional(
+        SECRET, default="s3:// and gs://: the pod's own identity, else none", example={"name": "hf-token"}
     )

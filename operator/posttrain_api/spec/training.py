@@ -1,10 +1,10 @@
-"""How the model is changed: adapter, optimizer, schedule, ZeRO, evaluation, checkpoints, output."""
+"""How the model is changed: adapter, optimizer, schedule, evaluation, checkpoints, output."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field
 
 from posttrain_api.spec.fields import SpecModel, optional
 from posttrain_api.spec.references import MAX_URI, JobRef
@@ -12,19 +12,6 @@ from posttrain_api.spec.references import MAX_URI, JobRef
 MAX_STEPS = 1_000_000_000
 Beta = Annotated[float, Field(ge=0, lt=1)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=128)]
-
-
-def _no_truth(value: object) -> object:
-    if isinstance(value, bool):  # to Python, true is 1
-        raise ValueError("must be one of Auto, 0, 1, 2, 3")
-    return value
-
-
-ZeroStage = Annotated[
-    Literal["Auto", 0, 1, 2, 3],
-    BeforeValidator(_no_truth),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "enum": ["Auto", 0, 1, 2, 3]}),
-]
 
 
 class Lora(SpecModel):
@@ -40,6 +27,20 @@ class Lora(SpecModel):
         default="[all-linear]",
         example=["q_proj", "v_proj"],
     )
+    rslora: bool | None = optional(
+        "Scale the update by alpha / sqrt(rank) instead of alpha / rank (rank-stabilised LoRA)",
+        default="false",
+        example=True,
+    )
+    dora: bool | None = optional(
+        "Learn the magnitude of each weight column apart from its direction (DoRA)", default="false", example=True
+    )
+    continue_adapter: bool | None = optional(
+        "Go on with the adapter that model.fromJob has trained, instead of merging it in memory and starting a new "
+        "one; rank, alpha, targetModules, rslora and dora are then that adapter's",
+        default="false",
+        example=True,
+    )
 
 
 class Training(SpecModel):
@@ -52,7 +53,12 @@ class Training(SpecModel):
         "Optimizer steps; epochs or maxSteps", unit="steps", default="from epochs", example=500, ge=1, le=MAX_STEPS
     )
     batch_size: int | None = optional(
-        "Sequences per optimizer step of the whole job", unit="sequences", default="64", example=128, ge=1, le=1048576
+        "Sequences, or pairs of them, per optimizer step of the whole job",
+        unit="sequences",
+        default="64",
+        example=128,
+        ge=1,
+        le=1048576,
     )
     tokens_per_micro_batch: int | None = optional(
         "Tokens one rank works on at once; changes memory and speed, never the result",
@@ -64,7 +70,8 @@ class Training(SpecModel):
     )
     learning_rate: float | None = optional(
         "Highest learning rate of AdamW",
-        default="SFT 2e-4 with LoRA, 1e-5 full; Pretrain 3e-4",
+        default="SFT 2e-4 with LoRA, 1e-5 full; RewardModel 1e-4 with LoRA, 1e-5 full; Preference 5e-6 with LoRA, "
+        "5e-7 full; Pretrain 3e-4",
         example=1e-4,
         gt=0,
         le=10,
@@ -85,7 +92,7 @@ class Training(SpecModel):
     )
     weight_decay: float | None = optional(
         "Decoupled weight decay of AdamW (matrices only)",
-        default="Pretrain 0.1; SFT 0.01 full, 0 with LoRA",
+        default="full: Pretrain 0.1, SFT and RewardModel 0.01; otherwise 0",
         example=0.1,
         ge=0,
         le=10,
@@ -102,26 +109,43 @@ class Training(SpecModel):
     seed: int | None = optional(
         "Seed of shuffling, dropout and new weights", default="0", example=42, ge=0, le=2**31 - 1
     )
-    precision: Literal["FP32"] | None = optional("Number format of the computation", default="FP32", example="FP32")
-
-
-class DeepSpeed(SpecModel):
-    """What is said to DeepSpeed; everything else follows from the job."""
-
-    zero_stage: ZeroStage | None = optional(
-        "What ZeRO shards over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also "
-        "weights. Auto decides by the model's "
-        "size; the choice stands in status.resolved",
-        default="Auto",
-        example=2,
+    precision: Literal["BF16", "FP32"] | None = optional(
+        "Number format of the computation. BF16 keeps weights for the optimizer, its state and the sums of gradients "
+        "in FP32",
+        default="BF16 on GPUs, FP32 on the CPU",
+        example="FP32",
+    )
+    gradient_checkpointing: bool | None = optional(
+        "Compute activations a second time on the way back instead of keeping them: less memory, a third more time",
+        default="true from 1 B parameters on, otherwise false",
+        example=True,
     )
 
 
 class Evaluation(SpecModel):
-    """When the evaluation loss over data.eval is taken."""
+    """When data.eval is evaluated, and which of the evaluated models is kept as the best."""
 
     every_steps: int | None = optional(
         "Evaluate every so many steps", unit="steps", default="once, at the end", example=100, ge=1, le=MAX_STEPS
+    )
+    keep_best: bool | None = optional(
+        "Export the model of the best evaluation beside the last one; it stands in status.checkpoints.best and "
+        "another job starts from it with fromJob: {checkpoint: Best}",
+        default="false",
+        example=True,
+    )
+    metric: str | None = optional(
+        "Which metric decides what is best, by its name in metrics.jsonl (with keepBest)",
+        default="eval_loss",
+        example="eval_accuracy",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z][A-Za-z0-9_./-]*$",
+    )
+    goal: Literal["Minimize", "Maximize"] | None = optional(
+        "Whether less or more of the metric is better; must be said for another metric than eval_loss",
+        default="Minimize",
+        example="Maximize",
     )
 
 

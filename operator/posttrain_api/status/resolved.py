@@ -7,7 +7,7 @@ trainer's `prepare` has not decided yet.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
@@ -16,6 +16,10 @@ from posttrain_api.spec.fields import optional
 from posttrain_api.status.parts import BIG, DIGEST, URI
 
 AutoOrNumber = Annotated[int | str, WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 16})]
+FreeForm = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True, "maxProperties": 64}),
+]
 Uris = Annotated[tuple[Annotated[str, Field(max_length=URI)], ...], Field(max_length=16)]
 Names = Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=64)]
 Word = Annotated[str, Field(max_length=32)]
@@ -29,6 +33,9 @@ class ResolvedLora(Model):
     alpha: float | None = optional("Scale; the update is multiplied by alpha / rank", example=32)
     dropout: float | None = optional("Dropout before A", example=0)
     target_modules: Names | None = optional("Layers with an adapter", example=["all-linear"])
+    rslora: bool | None = optional("Whether the update is multiplied by alpha / sqrt(rank) instead", example=False)
+    dora: bool | None = optional("Whether magnitudes are learned apart", example=False)
+    continue_adapter: bool | None = optional("Whether the parent's adapter is trained further", example=False)
 
 
 class ResolvedTokenizer(Model):
@@ -54,12 +61,32 @@ class ResolvedScratch(Model):
     tokenizer: ResolvedTokenizer | None = optional("A ready tokenizer", example={"uri": "hf://Qwen/Qwen3-0.6B"})
 
 
+class ResolvedSecretRef(Model):
+    """spec.model.secretRef, of a chain that of its first job."""
+
+    name: Text | None = optional("Name of the Secret", example="hf-token")
+
+
+class ResolvedReference(Model):
+    """spec.reference."""
+
+    uri: Annotated[str, Field(max_length=URI)] | None = optional(
+        "Where the model is", example="pvc://runs/sft/3f0c/output"
+    )
+    adapters: Uris | None = optional("Adapters merged into it, oldest first", example=["pvc://runs/sft/3f0c/output"])
+
+
 class ResolvedModel(Model):
     """spec.model."""
 
     uri: Annotated[str, Field(max_length=URI)] | None = optional(
-        "Where the model is; for fromJob the parent's output", example="pvc://runs/base/3f0c/output"
+        "Where the model is; for fromJob the parent's output, or what the parent's adapter was trained on",
+        example="pvc://runs/base/3f0c/output",
     )
+    adapters: Uris | None = optional(
+        "Adapters of earlier jobs that are merged into it, oldest first", example=["pvc://runs/sft/3f0c/output"]
+    )
+    secret_ref: ResolvedSecretRef | None = optional("Secret that fetches the model", example={"name": "hf-token"})
     scratch: ResolvedScratch | None = optional("Shape of a new model", example={"family": "Llama"})
     dtype: Word | None = optional("Number format the weights are loaded in", example="Auto")
     attention: Word | None = optional("Attention kernel", example="SDPA")
@@ -84,6 +111,7 @@ class ResolvedData(Model):
     train: Uris | None = optional("Training sets", example=["pvc://datasets/train.jsonl"])
     eval: Uris | None = optional("Evaluation sets", example=["pvc://datasets/test.jsonl"])
     max_length: int | None = optional("Longest sequence", unit="tokens", example=2048)
+    max_prompt_length: int | None = optional("Longest prompt, where said", unit="tokens", example=512)
     loss_on: Word | None = optional("Which tokens are learned", example="Auto")
     too_long: Word | None = optional("What happens to longer sequences", example="Skip")
     too_long_max_fraction: float | None = optional("Largest share of rows that are too long", example=0.1)
@@ -119,12 +147,39 @@ class ResolvedDeepSpeed(Model):
     """spec.deepspeed."""
 
     zero_stage: AutoOrNumber | None = optional("ZeRO stage", example=2)
+    offload_optimizer: bool | None = optional("Whether the optimizer's state is in main memory", example=False)
+    offload_parameters: bool | None = optional("Whether the weights are in main memory", example=False)
+    overrides: FreeForm | None = optional(
+        "Keys laid over the trainer's configuration", example={"zero_optimization": {}}
+    )
+
+
+class ResolvedPreference(Model):
+    """spec.preference: what the algorithm reads."""
+
+    beta: float | None = optional("How strongly the policy is held to the reference", example=0.1)
+    label_smoothing: float | None = optional("Share of pairs taken to be swapped", example=0)
+    sft_weight: float | None = optional("Weight of the SFT loss on the chosen answer", example=0)
+    gamma_beta_ratio: float | None = optional("SimPO's margin as a share of beta", example=0.5)
+    cache_reference: bool | None = optional("Whether the reference's log-probabilities are kept", example=False)
+
+
+class ResolvedRewardModel(Model):
+    """spec.rewardModel."""
+
+    centering: float | None = optional("Weight of the squared sum of the two scores", example=0)
+    margin_column: Annotated[str, Field(max_length=128)] | None = optional(
+        "Column with the margin", example="score_difference"
+    )
 
 
 class ResolvedEvaluation(Model):
     """spec.evaluation."""
 
     every_steps: int | None = optional("Evaluation every so many steps", unit="steps", example=100)
+    metric: Annotated[str, Field(max_length=64)] | None = optional("Which metric decides", example="eval_loss")
+    goal: Word | None = optional("Which way is better", example="Minimize")
+    keep_best: bool | None = optional("Whether the best model is kept", example=False)
 
 
 class ResolvedCheckpoint(Model):
@@ -177,11 +232,18 @@ class ResolvedSpec(Model):
     """Effective values."""
 
     stage: Word | None = optional("Stage", example="SFT")
+    algorithm: Word | None = optional("Algorithm", example="DPO")
     tuning: Word | None = optional("Tuning", example="LoRA")
     lora: ResolvedLora | None = optional("Adapters", example={"rank": 16})
     model: ResolvedModel | None = optional("Starting model", example={"uri": "hf://Qwen/Qwen2.5-1.5B-Instruct"})
+    reference: ResolvedReference | None = optional(
+        "Model that the policy is compared with, where it is not the starting model",
+        example={"uri": "pvc://runs/sft/3f0c/output"},
+    )
     data: ResolvedData | None = optional("Rows", example={"maxLength": 2048})
     training: ResolvedTraining | None = optional("Optimizer, schedule, length", example={"batchSize": 64})
+    preference: ResolvedPreference | None = optional("Preference loss", example={"beta": 0.1})
+    reward_model: ResolvedRewardModel | None = optional("Reward model", example={"centering": 0})
     deepspeed: ResolvedDeepSpeed | None = optional("DeepSpeed", example={"zeroStage": "Auto"})
     evaluation: ResolvedEvaluation | None = optional("Evaluation", example={"everySteps": 100})
     checkpoint: ResolvedCheckpoint | None = optional("Saved states", example={"everySeconds": 1800})

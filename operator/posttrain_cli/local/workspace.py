@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from posttrain_api.base import canonical_json
-from posttrain_api.records import Checkpoint, Output
+from posttrain_api.records import Best, Checkpoint, Output
 from posttrain_operator.plan.types import Parent, PlanSettings
 
 _NOT_IDENTITY = ("suspend", "runPolicy")
@@ -74,11 +74,13 @@ class Workspace:
         if result is None or result["status"]["state"] != "Succeeded":
             return None
         status = result["status"]
-        last = status.get("checkpoints", {}).get("last")
+        last, best = (status.get("checkpoints", {}).get(which) for which in ("last", "best"))
         return Parent(
             name=name,
             uid=result["metadata"]["uid"],
             stage=result["spec"]["stage"],
             output=Output.model_validate(status["output"]),
             checkpoint=Checkpoint.model_validate(last) if last else None,
+            best=Best.model_validate(best) if best else None,
+            resolved=status.get("resolved") or {},
         )

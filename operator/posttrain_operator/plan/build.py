@@ -11,16 +11,16 @@ import hashlib
 import posixpath
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal
 
 from posttrain_api import names
 from posttrain_api.base import canonical_json
 from posttrain_api.job import Job
-from posttrain_api.trainer import EvaluationConfig, JobIdentity, TrainerConfig
-from posttrain_operator.plan import pods
+from posttrain_api.trainer import JobIdentity, TrainerConfig
+from posttrain_operator.plan import objectives, pods
+from posttrain_operator.plan.chain import ModelPlace
 from posttrain_operator.plan.context import Context, context_of
-from posttrain_operator.plan.model import model_config, model_location
-from posttrain_operator.plan.resolved import resolved_values
+from posttrain_operator.plan.model import model_config, model_place, reference_config, reference_place
+from posttrain_operator.plan.resolved import Chosen, resolved_values
 from posttrain_operator.plan.sources import Location
 from posttrain_operator.plan.training import (
     checkpoint_config,
@@ -36,8 +36,16 @@ from posttrain_operator.plan.types import Parent, Plan, PlanSettings
 def dependencies(job: Job) -> tuple[str, ...]:
     """Names of the jobs that must have succeeded first, each once, in the spec's order."""
     start = job.spec.checkpoint.from_ if job.spec.checkpoint else None
+    reference = job.spec.reference.from_job if job.spec.reference else None
+    references = (job.spec.model.from_job, reference, start.from_job if start else None)
+    return tuple(dict.fromkeys(found.name for found in references if found))
+
+
+def ancestors(job: Job) -> tuple[str, ...]:
+    """Of the dependencies those that the model comes from: all but the reference."""
+    start = job.spec.checkpoint.from_ if job.spec.checkpoint else None
     references = (job.spec.model.from_job, start.from_job if start else None)
-    return tuple(dict.fromkeys(reference.name for reference in references if reference))
+    return tuple(dict.fromkeys(found.name for found in references if found))
 
 
 def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) -> Plan:
@@ -67,7 +75,9 @@ def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) 
         rendezvous_port=settings.rendezvous_port,
         metrics_port=settings.metrics_port,
         grace_seconds=config.grace_seconds,
-        resolved=resolved_values(config, image, pod, place),
+        resolved=resolved_values(
+            config, Chosen(image, pod, place, locations.model.base_secret if locations.model else None)
+        ),
         spec_hash="",
     )
     return replace(plan, spec_hash=_hash(plan))
@@ -77,7 +87,8 @@ def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) 
 class _Locations:
     """Every place the job reads from, by its use."""
 
-    model: Location | None
+    model: ModelPlace | None
+    reference: ModelPlace | None
     train: tuple[Location, ...]
     eval: tuple[Location, ...]
     checkpoint: Location | None
@@ -86,12 +97,13 @@ class _Locations:
     def of(cls, context: Context) -> _Locations:
         """Locates them all; PlanError on the first that cannot be."""
         train, evaluation = data_locations(context, "train"), data_locations(context, "eval")
-        return cls(model_location(context), train, evaluation, checkpoint_location(context))
+        return cls(model_place(context), reference_place(context), train, evaluation, checkpoint_location(context))
 
     def all(self, kind: str) -> tuple[str, ...]:
         """Sorted names of the claims, config_maps or secrets that all places need."""
-        places: list[Location | None] = [self.model, *self.train, *self.eval, self.checkpoint]
-        return tuple(sorted(frozenset().union(*(getattr(place, kind) for place in places if place))))
+        models = [place for model in (self.model, self.reference) if model for place in model.places]
+        places = [*models, *self.train, *self.eval, *([self.checkpoint] if self.checkpoint else [])]
+        return tuple(sorted(frozenset().union(*(getattr(place, kind) for place in places))))
 
 
 def _trainer_config(context: Context, locations: _Locations) -> TrainerConfig:
@@ -102,12 +114,17 @@ def _trainer_config(context: Context, locations: _Locations) -> TrainerConfig:
         job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
         stage=spec.stage,
         tuning=context.tuning,
-        lora=lora_config(context),
+        algorithm=objectives.algorithm(context),
+        lora=lora_config(context, locations.model),
         model=model,
+        reference=reference_config(locations.reference),
         data=data_config(context, locations.train, locations.eval),
         training=training_config(context),
-        zero_stage=_zero_stage(context),
-        evaluation=EvaluationConfig(every_steps=spec.evaluation.every_steps if spec.evaluation else None),
+        zero_stage=objectives.zero_stage(context),
+        deepspeed=objectives.deepspeed_config(context),
+        preference=objectives.preference_config(context),
+        reward_model=objectives.reward_model_config(context),
+        evaluation=objectives.evaluation_config(context),
         checkpoint=checkpoint_config(context, locations.checkpoint),
         merge_adapter=bool(spec.output and spec.output.merge_adapter),
         topology=pods.topology(context),
@@ -116,11 +133,6 @@ def _trainer_config(context: Context, locations: _Locations) -> TrainerConfig:
         work_dir=context.settings.work_dir,
         grace_seconds=pods.grace_seconds(context, model.scratch),
     )
-
-
-def _zero_stage(context: Context) -> Literal["Auto", 0, 1, 2, 3]:
-    said = context.spec.deepspeed.zero_stage if context.spec.deepspeed else None
-    return "Auto" if said is None else said
 
 
 def _hash(plan: Plan) -> str:

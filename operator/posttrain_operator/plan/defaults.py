@@ -27,6 +27,11 @@ SHARED_MEMORY_GIB = 16
 CPU_PER_PROCESS = 1
 MEMORY_GIB_PER_PROCESS = 2
 SHARED_MEMORY_GIB_CPU = 1
+BETA = 0.1
+BETA_SIMPO = 2.0
+GAMMA_BETA_RATIO = 0.5
+MAX_OVERRIDES_BYTES = 16384
+"""Of deepspeed.overrides as JSON: they are copied into the job's ConfigMap and its status."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,9 @@ class Defaults:
     loss_on: Literal["Auto", "All"] = "Auto"
 
 
+# An adapter starts at zero and moves little: about ten times the rate of the whole model is the usual rule (TRL's
+# reward example takes 1e-4 with LoRA and 1e-5 without; Schulman et al. 2025 find the factor 10 over many models). Rates
+# of preference losses are far smaller: their gradient does not vanish when the pairs are learned, it drifts.
 _SFT_LORA = Defaults(learning_rate=2e-4, weight_decay=0.0)
 _SFT_FULL = Defaults(learning_rate=1e-5, weight_decay=0.01)
 _PRETRAIN = Defaults(learning_rate=3e-4, weight_decay=0.1, betas=(0.9, 0.95), too_long="Split", loss_on="All")
@@ -59,6 +67,10 @@ TABLE: dict[tuple[str, Tuning], Defaults] = {
     ("SFT", "Full"): _SFT_FULL,
     ("Pretrain", "Full"): _PRETRAIN,
     ("Pretrain", "LoRA"): replace(_PRETRAIN, weight_decay=0.0),
+    ("RewardModel", "LoRA"): Defaults(learning_rate=1e-4, weight_decay=0.0),
+    ("RewardModel", "Full"): Defaults(learning_rate=1e-5, weight_decay=0.01),
+    ("Preference", "LoRA"): Defaults(learning_rate=5e-6, weight_decay=0.0),
+    ("Preference", "Full"): Defaults(learning_rate=5e-7, weight_decay=0.0),
 }
 
 

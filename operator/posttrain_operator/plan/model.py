@@ -1,16 +1,16 @@
-"""The starting model of a plan: a source, a finished parent's output, or a shape to make it from."""
+"""The starting model of a plan and its reference: a source, a finished parent's model, or a shape to make it from."""
 
 from __future__ import annotations
 
-from posttrain_api.reasons import Reason
-from posttrain_api.spec.references import JobRef
+from posttrain_api.rules.types import matches
+from posttrain_api.rules.uris import PINNED
 from posttrain_api.spec.references import Scratch as ScratchSpec
-from posttrain_api.trainer import ModelConfig, Scratch, Source
+from posttrain_api.trainer import ModelConfig, ReferenceConfig, Scratch, Source
+from posttrain_operator.plan.chain import ModelPlace, trained
 from posttrain_operator.plan.context import Context
 from posttrain_operator.plan.defaults import MAX_LENGTH
 from posttrain_operator.plan.errors import refuse
-from posttrain_operator.plan.sources import Location, locate
-from posttrain_operator.plan.types import Parent
+from posttrain_operator.plan.sources import locate
 
 
 def max_length(context: Context) -> int:
@@ -22,26 +22,62 @@ def max_length(context: Context) -> int:
     return min(MAX_LENGTH, made_for or MAX_LENGTH)
 
 
-def model_location(context: Context) -> Location | None:
+def model_place(context: Context) -> ModelPlace | None:
     """Where the model, or a scratch model's tokenizer, is; None where nothing is needed from anywhere."""
     model = context.spec.model
     if model.uri is not None:
-        return locate(model.uri, model.secret_ref, context.settings, "spec.model.uri")
+        said = model.secret_ref.name if model.secret_ref else None
+        return ModelPlace(locate(model.uri, model.secret_ref, context.settings, "spec.model.uri"), base_secret=said)
     if model.from_job is not None:
-        return _parent_output(context, model.from_job)
+        return _pinned_code(context, trained(context, model.from_job, "spec.model.fromJob"))
     tokenizer = model.scratch.tokenizer if model.scratch else None
     if tokenizer is None:
         return None
-    return locate(tokenizer.uri, tokenizer.secret_ref, context.settings, "spec.model.scratch.tokenizer.uri")
+    place = locate(tokenizer.uri, tokenizer.secret_ref, context.settings, "spec.model.scratch.tokenizer.uri")
+    return ModelPlace(place)
 
 
-def model_config(context: Context, location: Location | None) -> ModelConfig:
+def _pinned_code(context: Context, place: ModelPlace) -> ModelPlace:
+    """Code that comes with the base of a chain runs at a commit only, as that of model.uri."""
+    uri = place.base.source.uri
+    if context.spec.model.trust_remote_code and uri.startswith("hf://") and not matches(uri, PINNED):
+        raise refuse(
+            "spec.model.trustRemoteCode",
+            "needs a model whose code is pinned; the base of this job's chain of adapters is not",
+            uri,
+            "start the chain from hf://org/name@<40-character commit>",
+        )
+    return place
+
+
+def reference_place(context: Context) -> ModelPlace | None:
+    """Where the model is that the policy is compared with; None: it is the starting model."""
+    said = context.spec.reference
+    if said is None:
+        return None
+    if said.from_job is not None:
+        return trained(context, said.from_job, "spec.reference.fromJob")
+    assert said.uri is not None  # the one-of rule
+    return ModelPlace(locate(said.uri, said.secret_ref, context.settings, "spec.reference.uri"))
+
+
+def reference_config(place: ModelPlace | None) -> ReferenceConfig | None:
+    """The trainer's reference record."""
+    return ReferenceConfig(source=place.base.source, adapters=_sources(place)) if place else None
+
+
+def _sources(place: ModelPlace) -> tuple[Source, ...]:
+    return tuple(adapter.source for adapter in place.adapters)
+
+
+def model_config(context: Context, place: ModelPlace | None) -> ModelConfig:
     """The trainer's model record."""
     model = context.spec.model
-    source = location.source if location else None
+    source = place.base.source if place else None
     scratch = scratch_config(model.scratch, max_length(context), source) if model.scratch else None
     return ModelConfig(
         source=None if scratch else source,
+        adapters=_sources(place) if place else (),
         scratch=scratch,
         dtype=model.dtype or "Auto",
         attention=model.attention or "Auto",
@@ -71,39 +107,3 @@ def parameters_of(shape: Scratch) -> int:
     attention = 2 * shape.hidden_size * shape.head_dim * (shape.heads + shape.kv_heads)
     layer = attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
     return 2 * shape.vocab_size * shape.hidden_size + shape.layers * layer + shape.hidden_size
-
-
-def parent_of(context: Context, reference: JobRef, path: str) -> Parent:
-    """The finished parent. PlanError(WaitingForDependency) where the caller gave none: waiting is the operator's
-    business."""
-    parent = context.parents.get(reference.name)
-    if parent is None:
-        raise refuse(
-            f"{path}.name",
-            "names a job that has not succeeded yet",
-            reference.name,
-            "wait for it, or name another job",
-            Reason.WAITING_FOR_DEPENDENCY,
-        )
-    return parent
-
-
-def _parent_output(context: Context, reference: JobRef) -> Location:
-    parent = parent_of(context, reference, "spec.model.fromJob")
-    if parent.output.format == "peft":
-        raise refuse(
-            "spec.model.fromJob.name",
-            "names a job whose output is an adapter, which cannot be trained further yet",
-            reference.name,
-            "run that job with output: {mergeAdapter: true} and start from its merged model",
-            Reason.UNSUPPORTED,
-        )
-    if not parent.output.uri.startswith("pvc://"):
-        raise refuse(
-            "spec.model.fromJob.name",
-            "names a job whose output is on no claim",
-            parent.output.uri,
-            "give its location as model.uri",
-            Reason.UNSUPPORTED,
-        )
-    return locate(parent.output.uri, None, context.settings, "spec.model.fromJob.name")

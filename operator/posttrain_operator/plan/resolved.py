@@ -6,6 +6,7 @@ Built with the plan, settled later with what `prepare` reported. What a user rea
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from posttrain_api.records import Resolved
@@ -29,31 +30,77 @@ _TRAINING_NAMES = (
 )
 
 
-def resolved_values(config: TrainerConfig, image: str, pod: Resources, place: Placement) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Chosen:
+    """What the plan decided beside the trainer's configuration. `model_secret`: name of the starting model's Secret."""
+
+    image: str
+    pod: Resources
+    place: Placement
+    model_secret: str | None = None
+
+
+def resolved_values(config: TrainerConfig, chosen: Chosen) -> dict[str, Any]:
     """Effective values of one plan; only what is set."""
     values: dict[str, Any] = {
         "stage": config.stage,
+        "algorithm": config.algorithm,
         "tuning": config.tuning,
         "lora": config.lora.to_wire() if config.lora else None,
-        "model": _model(config),
+        "model": _model(config, chosen.model_secret),
+        "reference": _reference(config),
         "data": _data(config),
         "training": _training(config),
-        "deepspeed": {"zeroStage": config.zero_stage},
-        "evaluation": {"everySteps": config.evaluation.every_steps} if config.evaluation.every_steps else None,
+        **_objective(config),
+        "deepspeed": _deepspeed(config),
+        "evaluation": config.evaluation.to_wire() if config.data.eval else None,
         "checkpoint": _checkpoint(config),
         "output": {"mergeAdapter": config.merge_adapter},
         "storage": {"uri": config.run_uri},
-        "resources": _resources(config, pod, place),
-        "image": image,
+        "resources": _resources(config, chosen.pod, chosen.place),
+        "image": chosen.image,
         "runPolicy": {"terminationGracePeriodSeconds": config.grace_seconds},
     }
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _model(config: TrainerConfig) -> dict[str, Any]:
+_MEANT = {
+    "SimPO": ("beta", "sftWeight", "gammaBetaRatio"),
+    "DPO": ("beta", "labelSmoothing", "sftWeight", "cacheReference"),
+    "RobustDPO": ("beta", "labelSmoothing", "sftWeight", "cacheReference"),
+}
+"""Which fields of the block an algorithm reads."""
+
+
+def _objective(config: TrainerConfig) -> dict[str, Any]:
+    """The block of the stage: only what its algorithm reads."""
+    if config.stage == "RewardModel":
+        return {"rewardModel": config.reward_model.to_wire()}
+    if config.algorithm is None:
+        return {}
+    meant = _MEANT.get(config.algorithm, ("beta", "sftWeight", "cacheReference"))
+    wire = config.preference.to_wire()
+    return {"preference": {name: wire[name] for name in meant}}
+
+
+def _deepspeed(config: TrainerConfig) -> dict[str, Any]:
+    said = {key: value for key, value in config.deepspeed.to_wire().items() if key != "overrides" or value}
+    return {"zeroStage": config.zero_stage, **said}
+
+
+def _reference(config: TrainerConfig) -> dict[str, Any] | None:
+    if config.reference is None:
+        return None
+    adapters = [adapter.uri for adapter in config.reference.adapters]
+    return {"uri": config.reference.source.uri, **({"adapters": adapters} if adapters else {})}
+
+
+def _model(config: TrainerConfig, secret: str | None) -> dict[str, Any]:
     model = config.model
     values = {
         "uri": model.source.uri if model.source else None,
+        "secretRef": {"name": secret} if secret else None,
+        "adapters": [adapter.uri for adapter in model.adapters] or None,
         "scratch": model.scratch.to_wire() if model.scratch else None,
         "dtype": model.dtype,
         "attention": model.attention,
@@ -70,6 +117,7 @@ def _data(config: TrainerConfig) -> dict[str, Any]:
         "train": [source.uri for source in data.train],
         **({"eval": [source.uri for source in data.eval]} if data.eval else {}),
         "maxLength": data.max_length,
+        **({"maxPromptLength": data.max_prompt_length} if data.max_prompt_length else {}),
         "lossOn": data.loss_on,
         "tooLong": data.too_long,
         "tooLongMaxFraction": data.too_long_max_fraction,
@@ -80,6 +128,8 @@ def _data(config: TrainerConfig) -> dict[str, Any]:
 def _training(config: TrainerConfig) -> dict[str, Any]:
     wire = config.training.to_wire()
     values = {name: wire[name] for name in _TRAINING_NAMES if name in wire}
+    if config.training.gradient_checkpointing != "Auto":
+        values["gradientCheckpointing"] = config.training.gradient_checkpointing
     return {**values, "betas": [config.training.beta1, config.training.beta2]}
 
 
@@ -127,5 +177,5 @@ def settle(resolved: Mapping[str, Any], prepared: Resolved | None) -> dict[str, 
         **resolved,
         "training": {**resolved.get("training", {}), **training},
         "model": {**resolved.get("model", {}), **known},
-        "deepspeed": {"zeroStage": prepared.zero_stage},
+        "deepspeed": {**resolved.get("deepspeed", {}), "zeroStage": prepared.zero_stage},
     }

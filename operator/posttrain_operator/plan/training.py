@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from posttrain_api.reasons import Reason
 from posttrain_api.spec.data import BadRows, Columns
 from posttrain_api.spec.data import DataSource as DataSourceSpec
 from posttrain_api.spec.training import CheckpointPolicy, Lora, Training
 from posttrain_api.trainer import CheckpointConfig, DataConfig, DataSource, LoraConfig, TrainingConfig
+from posttrain_operator.plan.chain import ModelPlace, parent_of
 from posttrain_operator.plan.context import Context
 from posttrain_operator.plan.defaults import CHECKPOINT_SECONDS, KEEP_LAST, LORA_RANK, TOKENS_PER_MICRO_BATCH
 from posttrain_operator.plan.errors import refuse
-from posttrain_operator.plan.model import max_length, parent_of
+from posttrain_operator.plan.model import max_length
 from posttrain_operator.plan.sources import Location, locate
 
 T = TypeVar("T")
@@ -40,12 +41,25 @@ def data_config(context: Context, train: tuple[Location, ...], evaluation: tuple
         train=_sets(data.train, train),
         eval=_sets(data.eval or (), evaluation),
         max_length=max_length(context),
+        max_prompt_length=_prompt_length(context),
         loss_on=defaults.loss_on if data.loss_on in (None, "Auto") else data.loss_on,
         too_long=pick(data.too_long, defaults.too_long),
         too_long_max_fraction=pick(data.too_long_max_fraction, defaults.too_long_max_fraction),
         bad_rows_policy=pick(bad.policy, defaults.bad_rows_policy),
         bad_rows_max_fraction=pick(bad.max_fraction, defaults.bad_rows_max_fraction),
     )
+
+
+def _prompt_length(context: Context) -> int | None:
+    said, longest = context.spec.data.max_prompt_length, max_length(context)
+    if said is not None and said >= longest:
+        raise refuse(
+            "spec.data.maxPromptLength",
+            f"must be less than the longest sequence ({longest} tokens)",
+            said,
+            "choose less, or set data.maxLength: the answer needs room",
+        )
+    return said
 
 
 def _sets(specs: tuple[DataSourceSpec, ...], locations: tuple[Location, ...]) -> tuple[DataSource, ...]:
@@ -57,6 +71,7 @@ def _sets(specs: tuple[DataSourceSpec, ...], locations: tuple[Location, ...]) ->
             subset=spec.subset,
             columns=(spec.columns or Columns()).to_wire(),
             max_rows=spec.max_rows,
+            weight=pick(spec.weight, 1.0),
         )
         for spec, location in zip(specs, locations, strict=True)
     )
@@ -81,21 +96,65 @@ def training_config(context: Context) -> TrainingConfig:
         epsilon=pick(said.epsilon, defaults.epsilon),
         max_grad_norm=pick(said.max_grad_norm, defaults.max_grad_norm),
         seed=pick(said.seed, defaults.seed),
-        precision=said.precision or "FP32",
+        precision=said.precision or _precision(context),
+        gradient_checkpointing=pick(said.gradient_checkpointing, "Auto"),
     )
 
 
-def lora_config(context: Context) -> LoraConfig | None:
-    """The adapter's record, None for full tuning."""
+def _precision(context: Context) -> Literal["BF16", "FP32"]:
+    """BF16 where GPUs compute. A GPU job on a platform that lets it run on the CPU, as the demo's, computes in FP32:
+    BF16 is slower there."""
+    resources = context.spec.resources
+    on_cpu = context.settings.allow_cpu or (resources is not None and resources.gpus_per_node == 0)
+    return "FP32" if on_cpu else "BF16"
+
+
+def lora_config(context: Context, place: ModelPlace | None) -> LoraConfig | None:
+    """The adapter's record, None for full tuning. One that is continued keeps its shape."""
     if context.tuning == "Full":
         return None
     said = context.spec.lora or Lora()
+    if said.continue_adapter:
+        return _continued(context, said, place)
     rank = pick(said.rank, LORA_RANK)
     return LoraConfig(
         rank=rank,
         alpha=pick(said.alpha, 2.0 * rank),
         dropout=pick(said.dropout, 0.0),
         target_modules=pick(said.target_modules, ("all-linear",)),
+        rslora=bool(said.rslora),
+        dora=bool(said.dora),
+    )
+
+
+def _continued(context: Context, said: Lora, place: ModelPlace | None) -> LoraConfig:
+    parent = context.spec.model.from_job
+    assert parent is not None  # a rule
+    if place is None or not place.adapters:
+        raise refuse(
+            "spec.lora.continueAdapter",
+            f"needs a job whose output is an adapter; that of {parent.name} is a whole model",
+            True,
+            "remove it: a new adapter is then trained on that model",
+            Reason.UNSUPPORTED,
+        )
+    if (context.parents[parent.name].stage == "RewardModel") != (context.spec.stage == "RewardModel"):
+        raise refuse(
+            "spec.lora.continueAdapter",
+            f"needs an adapter of the same kind of model; that of {parent.name} has another head",
+            True,
+            "remove it: a new adapter is then trained on that model",
+            Reason.UNSUPPORTED,
+        )
+    shape = place.shape
+    return LoraConfig(
+        rank=shape.get("rank", LORA_RANK),
+        alpha=shape.get("alpha", 2.0 * shape.get("rank", LORA_RANK)),
+        dropout=pick(said.dropout, 0.0),
+        target_modules=tuple(shape.get("targetModules") or ("all-linear",)),
+        rslora=bool(shape.get("rslora")),
+        dora=bool(shape.get("dora")),
+        continue_adapter=True,
     )
 
 

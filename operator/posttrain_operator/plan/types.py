@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain_api.records import Checkpoint, Output
+from posttrain_api.records import Best, Checkpoint, Output
 from posttrain_api.trainer import TrainerConfig
 
 
@@ -41,6 +41,10 @@ class Parent:
     output: Output
     checkpoint: Checkpoint | None = None
     """status.checkpoints.last: where `checkpoint.from.fromJob` starts."""
+    best: Best | None = None
+    """status.checkpoints.best: what `fromJob: {checkpoint: Best}` means."""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """status.resolved: what its adapter was trained on, and the adapter's shape."""
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ are not finished.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from posttrain_api.job import InvalidJob, Job, parse_job
 from posttrain_api.reasons import Reason
-from posttrain_api.records import Checkpoint, Output
+from posttrain_api.records import Best, Checkpoint, Output
 from posttrain_operator.facts import Intent
-from posttrain_operator.plan.build import build_plan, dependencies
+from posttrain_operator.plan.build import ancestors, build_plan, dependencies
 from posttrain_operator.plan.errors import PlanError
 from posttrain_operator.plan.types import Parent, PlanSettings
 
@@ -34,6 +34,8 @@ class Relative:
     output: Mapping[str, Any] | None = None
     lineage: tuple[Mapping[str, Any], ...] = ()
     checkpoint: Mapping[str, Any] | None = None
+    best: Mapping[str, Any] | None = None
+    resolved: Mapping[str, Any] = field(default_factory=dict)
 
 
 Family = Mapping[str, Relative]
@@ -111,7 +113,7 @@ def _planned(job: Job, family: Family, settings: PlanSettings) -> Intent:
     except PlanError as error:
         return _refused(error)
     model = job.spec.model.from_job
-    return Intent(plan=plan, lineage=_lineage(names, family), display_name=model.name if model else "")
+    return Intent(plan=plan, lineage=_lineage(job, family), display_name=model.name if model else "")
 
 
 def _refused(error: PlanError) -> Intent:
@@ -124,18 +126,22 @@ def _parent(relative: Relative) -> Parent | None:
     try:
         output = Output.model_validate(relative.output)
         checkpoint = Checkpoint.model_validate(relative.checkpoint) if relative.checkpoint else None
+        best = Best.model_validate(relative.best) if relative.best else None
     except ValidationError:  # an older status, or one without an output: its reader is told by the caller
         return None
-    return Parent(relative.name, relative.uid, relative.stage, output, checkpoint)
+    return Parent(relative.name, relative.uid, relative.stage, output, checkpoint, best, relative.resolved)
 
 
-def _lineage(names: tuple[str, ...], family: Family) -> tuple[Mapping[str, Any], ...]:
-    """The parents' own lineage, then the parents; each job once, oldest first."""
+def _lineage(job: Job, family: Family) -> tuple[Mapping[str, Any], ...]:
+    """The parents' own lineage, then the parents; each job once, oldest first. A reference is no ancestor; of a best
+    model no digest is known."""
     entries: dict[str, Mapping[str, Any]] = {}
-    for name in names:
+    model = job.spec.model.from_job
+    for name in ancestors(job):
         relative = family[name]
         own = {"job": name, "uid": relative.uid, "stage": relative.stage}
-        digest = (relative.output or {}).get("digest")
+        best = model is not None and model.name == name and model.checkpoint == "Best"
+        digest = None if best else (relative.output or {}).get("digest")
         for entry in (*relative.lineage, {**own, **({"outputDigest": digest} if digest else {})}):
             entries.setdefault(str(entry.get("uid")), entry)
     return tuple(entries.values())[-64:]
