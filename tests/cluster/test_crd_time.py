@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.rule_cases import EVAL, REMOVE, job
+from tests.api.rule_cases import EVAL, PREFERENCE, REMOVE, REWARD, job
 from tests.cluster.crd_rig import JOBS, Rig
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("crd")]
@@ -36,6 +36,10 @@ def condition(kind: str, status: str = "True", reason: str = "Done") -> dict[str
 
 EDITS: dict[str, dict[str, Any]] = {
     "stage": {"stage": "Pretrain"},
+    "algorithm": {"algorithm": "IPO"},
+    "reference": {"reference": {"uri": "hf://a/b"}},
+    "preference": {"preference": {"beta": 0.5}},
+    "rewardModel": {"rewardModel": {"centering": 0.5}},
     "tuning": {"tuning": "LoRA"},
     "lora": {"lora": {"rank": 8}},
     "model": {"model": {"uri": "hf://a/b"}},
@@ -55,17 +59,49 @@ EDITS: dict[str, dict[str, Any]] = {
 }
 
 
+BASES = {**dict.fromkeys(("algorithm", "reference", "preference"), PREFERENCE), "rewardModel": REWARD}
+
+
 @pytest.mark.parametrize("field", EDITS)
 def test_frozen_once_started(crd_server: Rig, field: str) -> None:
-    before = make(crd_server, changes=EVAL)
+    base = BASES.get(field, EVAL)
+    before = make(crd_server, changes=base)
     assert crd_server.merge(before, {"spec": EDITS[field]}).ok, "editable until it starts"
-    name = make(crd_server, STARTED, EVAL)
+    name = make(crd_server, STARTED, base)
     answer = crd_server.merge(name, {"spec": EDITS[field]})
     assert answer.code == 422
     assert (
         f"the job has started, immutable now: spec.{field}; only suspend and runPolicy can be edited"
         in answer.body["message"]
     )
+
+
+OVERRIDES = {"comms_logger": {"enabled": True, "prof_ops": ["a"]}, "zero_optimization": {"reduce_bucket_size": 5}}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"comms_logger": {"enabled": False}},
+        {"comms_logger": {"prof_ops": ["b"]}},
+        {"comms_logger": None},
+        {"other": 1},
+        {"zero_optimization": {"reduce_bucket_size": 6}},
+        {"zero_optimization": {"other": {"deep": [1]}}},
+    ],
+    ids=str,
+)
+def test_free_overrides_are_frozen_too(crd_server: Rig, edit: dict[str, Any]) -> None:
+    """What the schema does not know is compared all the same, and disturbs no other write."""
+    name = make(crd_server, STARTED, {"spec.deepspeed": {"overrides": OVERRIDES}})
+    answer = crd_server.merge(name, {"spec": {"deepspeed": {"overrides": edit}}})
+    assert answer.code == 422, answer.text
+    assert "immutable now: spec.deepspeed;" in answer.body["message"]
+    assert crd_server.merge(name, {"spec": {"deepspeed": {"overrides": OVERRIDES}}}).ok
+    assert crd_server.merge(name, {"spec": {"suspend": True}}).ok
+    answer = crd_server.merge(name, {"status": {"resolved": {"deepspeed": {"overrides": OVERRIDES}}}}, status=True)
+    assert answer.ok, answer.text
+    assert answer.body["status"]["resolved"]["deepspeed"]["overrides"] == OVERRIDES
 
 
 def test_every_field_is_either_frozen_or_editable() -> None:
