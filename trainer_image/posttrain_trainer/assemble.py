@@ -17,6 +17,7 @@ from posttrain_api.records import Resolved
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.algorithms import algorithm_of
 from posttrain_trainer.batching import Feed, Share
+from posttrain_trainer.best import judge_of
 from posttrain_trainer.checkpoint import Checkpoints, Place
 from posttrain_trainer.checkpoint_facts import facts_of
 from posttrain_trainer.engine import AdamSettings, Engine, EngineSettings, MakeOptimizer, adamw, parameter_groups
@@ -86,8 +87,8 @@ def course_of(config: TrainerConfig, resolved: Resolved) -> Course:
         total_steps=resolved.total_steps,
         min_ratio=training.min_learning_rate_ratio,
     )
-    checkpoint = config.checkpoint
-    return Course(schedule, config.evaluation.every_steps, checkpoint.every_steps, checkpoint.every_seconds)
+    every, save = config.evaluation.every_steps, config.checkpoint
+    return Course(schedule, every, save.every_steps, save.every_seconds, judge_of(config))
 
 
 def _engine(job: Job, module: nn.Module, make_optimizer: MakeOptimizer) -> Engine:

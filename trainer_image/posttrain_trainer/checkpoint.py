@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from posttrain_api.reasons import Reason
-from posttrain_api.records import Checkpoint
+from posttrain_api.records import Best, Checkpoint
 from posttrain_trainer import checkpoint_files as files
 from posttrain_trainer.checkpoint_facts import Facts, differences
 from posttrain_trainer.checkpoint_files import Committed, Manifest
 from posttrain_trainer.engine import Engine
 from posttrain_trainer.errors import TrainerFailure, classify
 from posttrain_trainer.fence import Fence
+from posttrain_trainer.metrics import finite
 from posttrain_trainer.record import utc_now
 from posttrain_trainer.runtime import Runtime
 
@@ -34,11 +35,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class State:
-    """What the loop counts. `metrics`: the last step's, for the success record of a job that only has to export."""
+    """What the loop counts. `metrics`: the last step's, for the success record of a job that only has to export;
+    `best`: the best evaluation so far, whose checkpoint is kept."""
 
     step: int = 0
     tokens: int = 0
     metrics: dict[str, float] | None = None
+    best: Best | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain JSON. A metric that is no number is left out: an evaluation that gave one is repeated on resume."""
+        metrics = None if self.metrics is None else finite(self.metrics)
+        best = None if self.best is None else self.best.to_wire()
+        return {"step": self.step, "tokens": self.tokens, "metrics": metrics, "best": best}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> State:
+        """What `to_wire` gave, of a release without `best` too."""
+        best = wire.get("best")
+        return cls(**{**wire, "best": None if best is None else Best.model_validate(best)})
 
 
 @dataclass(frozen=True)
@@ -69,18 +84,29 @@ class Checkpoints:
 
     def resume(self, engine: Engine) -> State:
         """Loads the newest whole checkpoint; State() for a fresh start. TrainerFailure(CheckpointIncompatible)."""
-        chosen = self._choose()
         self._prepare_root()
+        chosen = self._choose()
         if chosen is None:
             return State()
         own = chosen.folder.parent == self._place.root
-        state = self._check(chosen, own)
+        state = self._with_its_best(self._check(chosen, own))
         engine.load(chosen.folder)
         restore_random(torch.load(chosen.folder / _random_name(self._runtime.rank), weights_only=True))
         log.info("resumed from %s at step %d", chosen.folder, state.step)
         if own:
             self.last = self._describe(chosen)
         return state
+
+    def load(self, engine: Engine, step: int) -> None:
+        """The weights of an own checkpoint. TrainerFailure(CheckpointIncompatible) where it is not whole."""
+        problem = self._problem(step)
+        if problem is not None:
+            raise TrainerFailure(
+                Reason.CHECKPOINT_INCOMPATIBLE,
+                f"The best checkpoint cannot be exported: {problem}. The output is whole. Restore the file and run the "
+                "job anew, or switch evaluation.keepBest off.",
+            )
+        engine.load(files.folder_of(self._place.root, step))
 
     def save(self, engine: Engine, state: State, random_state: dict[str, Any]) -> Checkpoint:
         """Commits a checkpoint of `state` and removes the oldest. TrainerFailure(StorageFull) leaves the older ones
@@ -106,7 +132,7 @@ class Checkpoints:
             self.fence.check()
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            document = {"state": vars(state), "facts": vars(self._facts)}
+            document = {"state": state.to_wire(), "facts": vars(self._facts)}
             files.write_json(temporary / STATE, document)
         runtime.control.barrier()
         torch.save(random_state, temporary / _random_name(runtime.rank))
@@ -121,7 +147,7 @@ class Checkpoints:
         final = files.folder_of(self._place.root, state.step)
         self.fence.check()
         files.commit(temporary, final, manifest)
-        files.prune(self._place.root, self._place.keep)
+        files.prune(self._place.root, self._place.keep, None if state.best is None else state.best.step)
         return Committed(final, manifest)
 
     def _prepare_root(self) -> None:
@@ -178,8 +204,24 @@ class Checkpoints:
                 f"{chosen.folder} does not fit this job: {'; '.join(unlike)}. Start a new job with the checkpoint's "
                 "values, or without it (checkpoint.resume: Never, no checkpoint.from).",
             )
-        state = State(**document["state"])
-        return state if own else replace(state, metrics=None)
+        state = State.from_wire(document["state"])
+        return state if own else replace(state, metrics=None, best=None)
+
+    def _with_its_best(self, state: State) -> State:
+        """The state of a checkpoint that was fallen back to may name a best one that a later best has ousted."""
+        if state.best is None or state.best.step == state.step:
+            return state
+        problem = self._problem(state.best.step)
+        if problem is None:
+            return state
+        log.warning("the best checkpoint so far is lost, the best from here on will be kept: %s", problem)
+        return replace(state, best=None)
+
+    def _problem(self, step: int) -> str | None:
+        """Why an own checkpoint cannot be used, as all ranks together see it; None where it is whole."""
+        folder = files.folder_of(self._place.root, step)
+        entry: Committed | None = self._runtime.control.gather(files.read_committed(folder))[0]
+        return f"{folder}: it is not committed" if entry is None else self._damage(entry)
 
     def _describe(self, entry: Committed) -> Checkpoint:
         return Checkpoint(

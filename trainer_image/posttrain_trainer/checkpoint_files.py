@@ -22,6 +22,7 @@ from posttrain_api.base import Model
 
 MANIFEST = "manifest.json"
 _PREFIX = "step-"
+_OLD = ".old-"
 _BLOCK = 1 << 22
 
 
@@ -118,16 +119,20 @@ def commit(temporary: Path, final: Path, manifest: Manifest) -> None:
     way."""
     write_json(temporary / MANIFEST, manifest.to_wire())
     sync(temporary)
+    old = final.with_name(f"{final.name}{_OLD}{manifest.attempt}")
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(old)  # not removed yet: killed here, the next attempt still has it
     temporary.rename(final)
     sync(final.parent)
+    if old.exists():
+        shutil.rmtree(old)
 
 
-def prune(root: Path, keep: int) -> list[Path]:
-    """Removes all but the last `keep` by the order in which they were committed; call it after a commit, never
-    before."""
-    old = sorted(committed(root), key=lambda entry: (entry.manifest.attempt, entry.manifest.step))[:-keep]
+def prune(root: Path, keep: int, best: int | None = None) -> list[Path]:
+    """Removes all but the last `keep` by the order in which they were committed, and that of step `best`; call it
+    after a commit, never before."""
+    ordered = sorted(committed(root), key=lambda entry: (entry.manifest.attempt, entry.manifest.step))
+    old = [entry for entry in ordered[:-keep] if entry.manifest.step != best]
     for entry in old:
         (entry.folder / MANIFEST).unlink()  # first: a folder that is half removed must not look committed
         shutil.rmtree(entry.folder)
@@ -135,7 +140,12 @@ def prune(root: Path, keep: int) -> list[Path]:
 
 
 def remove_unfinished(root: Path) -> None:
-    """Removes what attempts before left half written or half removed."""
+    """Removes what attempts before left half written or half removed; one that was about to be replaced comes
+    back."""
+    for path in root.glob(f"{_PREFIX}*{_OLD}*"):
+        final = path.with_name(path.name.partition(_OLD)[0])
+        if not final.exists():
+            path.rename(final)
     for path in root.glob(f"{_PREFIX}*"):
         committed_once = path.name.removeprefix(_PREFIX).isdigit() and (path / MANIFEST).exists()
         if not committed_once:

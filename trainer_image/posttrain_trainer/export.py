@@ -56,22 +56,23 @@ class OutputManifest(Model):
 @dataclass(frozen=True)
 class Finished:
     """What is exported: the trained module (its shapes and configuration), its learning weights, and whether this
-    attempt may still write."""
+    attempt may still write. `folder`: where, below the run's."""
 
     module: nn.Module
     weights: dict[str, Tensor]
     step: int
     fence: Fence
+    folder: str = OUTPUT_DIR
 
 
 def export(config: TrainerConfig, prepared: Prepared, finished: Finished) -> Output:
-    """Writes `<run_dir>/output` and describes it. Rank 0 only. A folder left by an earlier attempt is replaced; where a
-    newer one has taken over, TrainerFailure(PeerLost) and nothing changes."""
+    """Writes `<run_dir>/<folder>` and describes it. Rank 0 only. A folder left by an earlier attempt is
+    replaced; where a newer one has taken over, TrainerFailure(PeerLost) and nothing changes."""
     finished.fence.check()
-    final = Path(config.run_dir) / OUTPUT_DIR
-    for left in final.parent.glob(OUTPUT_DIR + ".tmp-*"):
+    final = Path(config.run_dir) / finished.folder
+    for left in final.parent.glob(finished.folder + ".tmp-*"):
         shutil.rmtree(left, ignore_errors=True)  # it costs space only
-    temporary = final.with_name(f"{OUTPUT_DIR}.tmp-{finished.fence.attempt}")
+    temporary = final.with_name(f"{finished.folder}.tmp-{finished.fence.attempt}")
     temporary.mkdir(parents=True)
     try:
         _write_tokenizer(prepared, temporary)
@@ -82,9 +83,9 @@ def export(config: TrainerConfig, prepared: Prepared, finished: Finished) -> Out
     except Exception:
         shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
         raise
-    _replace(temporary, final)
+    put_in_place(temporary, final)
     size = sum(entry.size for entry in manifest.files.values())
-    uri = f"{config.run_uri.rstrip('/')}/{OUTPUT_DIR}"
+    uri = f"{config.run_uri.rstrip('/')}/{finished.folder}"
     return Output(uri=uri, digest=manifest.sha256, format=manifest.format, size_bytes=size)
 
 
@@ -164,11 +165,12 @@ def _base_name(config: TrainerConfig, revision: str | None) -> tuple[str | None,
     return source.path or source.uri, None
 
 
-def _replace(temporary: Path, final: Path) -> None:
+def put_in_place(temporary: Path, final: Path) -> None:
+    """The finished folder takes its name; one of that name gives way. Rank 0 only."""
     sync(temporary)
+    old = final.with_name(final.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)  # of an attempt that was killed below
     if final.exists():
-        old = final.with_name(OUTPUT_DIR + ".old")
-        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
         temporary.rename(final)
         shutil.rmtree(old)

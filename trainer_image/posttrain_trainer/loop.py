@@ -15,6 +15,7 @@ from typing import Any
 
 from posttrain_trainer.algorithms.base import Algorithm
 from posttrain_trainer.batching import Feed
+from posttrain_trainer.best import Judge
 from posttrain_trainer.checkpoint import Checkpoints, State, random_state
 from posttrain_trainer.engine import Engine, non_finite
 from posttrain_trainer.evaluate import Evaluator
@@ -42,12 +43,13 @@ class Parts:
 
 @dataclass(frozen=True)
 class Course:
-    """How long, how fast, and when to evaluate and save. None: only at the end."""
+    """How long, how fast, and when to evaluate and save. None: only at the end. `judge`: says which is the best."""
 
     schedule: Schedule
     eval_every_steps: int | None
     save_every_steps: int | None
     save_every_seconds: float
+    judge: Judge | None = None
 
     @property
     def total_steps(self) -> int:
@@ -138,7 +140,7 @@ class Loop:
             "skipped_steps": 0.0,
             **self._phases.take(),
         }
-        self.state = State(step, total, metrics)
+        self.state = replace(self.state, step=step, tokens=total, metrics=metrics)
 
     def _conclude(self) -> bool:
         """Evaluates, writes the step's line, saves, each where it is due; False where the ranks agreed to stop."""
@@ -149,7 +151,8 @@ class Loop:
         late = self._runtime.first and time.monotonic() - self._saved_at >= course.save_every_seconds
         stop, due = self._runtime.control.max([float(self._runtime.stop.requested), float(late)])
         every = course.save_every_steps
-        if due or step == course.total_steps or (every is not None and step % every == 0):
+        chosen = self.state.best is not None and self.state.best.step == step
+        if due or chosen or step == course.total_steps or (every is not None and step % every == 0):
             self._save(random_state())
         return not stop or step == course.total_steps
 
@@ -167,7 +170,10 @@ class Loop:
         self._parts.recorder.phase("Training")
         if result is None:
             return False
-        self.state = replace(self.state, metrics={**(self.state.metrics or {}), **result})
+        judge, best = self._course.judge, self.state.best
+        if judge is not None:
+            best = judge.choose(best, self.state.step, result)
+        self.state = replace(self.state, metrics={**(self.state.metrics or {}), **result}, best=best)
         return True
 
     def _stopping(self) -> bool:
@@ -178,7 +184,7 @@ class Loop:
         self._parts.recorder.sync()
         with self._phases.measure("checkpoint"):
             saved = self._parts.checkpoints.save(self._parts.engine, self.state, generators)
-        self._parts.recorder.checkpoint(saved)
+        self._parts.recorder.checkpoint(saved, self.state.best)
         self._parts.recorder.phase("Training")
         self._saved_at = time.monotonic()
 

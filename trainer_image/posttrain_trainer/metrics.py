@@ -7,6 +7,7 @@ cut back to the checkpoint's step, so no step is in it twice.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import time
@@ -65,6 +66,11 @@ class Totals:
         return tuple(self._sums), [float(value) for value in torch.stack(list(self._sums.values())).tolist()]
 
 
+def finite(metrics: Metrics) -> Metrics:
+    """Without NaN and infinity, which no record of the contract takes."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
 def memory_bytes(device: torch.device) -> float:
     """Peak: of the accelerator where there is one, else of the process."""
     if device.type == "cuda":
@@ -83,7 +89,9 @@ class MetricsFile:
 
     def write(self, step: int, metrics: Metrics) -> None:
         """One line, visible to readers at once."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        known = finite(metrics)
+        line = {"step": step, **{name: known.get(name) for name in metrics}}  # JSON has no NaN: null
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def sync(self) -> None:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from posttrain_api.records import MAX_METRICS, Checkpoint, DataReport, Phase, Report, Resolved
-from posttrain_trainer.metrics import Metrics, MetricsFile
+from posttrain_api.records import MAX_METRICS, Best, Checkpoint, DataReport, Phase, Report, Resolved
+from posttrain_trainer.metrics import Metrics, MetricsFile, finite
 from posttrain_trainer.record import utc_now
 
 _SMOOTH = 0.9
@@ -53,9 +53,9 @@ class Recorder:
         """The job does something else now."""
         self._send(phase=phase)
 
-    def checkpoint(self, saved: Checkpoint) -> None:
-        """A checkpoint was committed."""
-        self._send(checkpoint=saved)
+    def checkpoint(self, saved: Checkpoint, best: Best | None) -> None:
+        """A checkpoint was committed, and so was the best evaluation so far."""
+        self._send(checkpoint=saved, best=best)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """A step is done: its line, its numbers, and the time it was."""
@@ -69,7 +69,7 @@ class Recorder:
             epoch=metrics.get("epoch"),
             eta_seconds=self._eta(step),
             slowest_rank=self.slowest_rank,
-            metrics=dict(list(metrics.items())[:MAX_METRICS]),
+            metrics=dict(list(finite(metrics).items())[:MAX_METRICS]),
             last_advance_time=utc_now(),
         )
 

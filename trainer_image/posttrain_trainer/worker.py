@@ -19,12 +19,13 @@ from posttrain_api.reasons import Reason
 from posttrain_api.records import Output, Resolved, Success
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.assemble import Job, Outside, assemble, course_of
+from posttrain_trainer.best_export import export_best
 from posttrain_trainer.console import Console
 from posttrain_trainer.environment import load_config
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.export import Finished, export
 from posttrain_trainer.loop import Loop, Parts
-from posttrain_trainer.metrics import MetricsFile
+from posttrain_trainer.metrics import MetricsFile, finite
 from posttrain_trainer.prepared import Prepared, read_manifest
 from posttrain_trainer.prometheus import MetricsExporter
 from posttrain_trainer.record import End, failed, preempted, succeeded, write_end
@@ -65,6 +66,9 @@ class Worker:
         if not finished:
             return preempted(runtime.rank, f"stopped by a signal after step {loop.state.step}", loop.state.step)
         output = self._export(parts, prepared, runtime)
+        if loop.state.best is not None:
+            export_best(job, parts, loop.state.best, loop.state.step)
+        parts.recorder.phase("Done")
         success = None if output is None else self._success(output, parts, resolved, prepared)
         runtime.control.barrier()  # no rank leaves before the output is there
         return succeeded(runtime.rank, loop.state.step, success)
@@ -82,7 +86,7 @@ class Worker:
         if runtime.first:
             parts.recorder.open(MetricsFile(Path(self._config.run_dir) / METRICS_FILE, loop.lines_written))
         if parts.checkpoints.last is not None:
-            parts.recorder.checkpoint(parts.checkpoints.last)
+            parts.recorder.checkpoint(parts.checkpoints.last, state.best)
         return loop
 
     def _export(self, parts: Parts, prepared: Prepared, runtime: Runtime) -> Output | None:
@@ -90,19 +94,18 @@ class Worker:
         weights = parts.engine.weights()
         if weights is None or not runtime.first:
             return None
-        output = export(
+        return export(
             self._config, prepared, Finished(parts.engine.module, weights, self.step or 0, parts.checkpoints.fence)
         )
-        parts.recorder.phase("Done")
-        return output
 
     def _success(self, output: Output, parts: Parts, resolved: Resolved, prepared: Prepared) -> Success:
         assert self._loop is not None
         return Success(
             output=output,
             step=self._loop.state.step,
-            metrics=self._loop.state.metrics or {},
+            metrics=finite(self._loop.state.metrics or {}),
             checkpoint=parts.checkpoints.last,
+            best=self._loop.state.best,
             data_report=prepared.data_report,
             resolved=resolved,
         )
