@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from trainer_kit import rows, write_tokens
 
 from posttrain_trainer.batching import Feed, Share, cut, plan, share, whole_set
-from posttrain_trainer.microbatch import collate
+from posttrain_trainer.microbatch import MicroBatch, collate
 from posttrain_trainer.sampler import Sampler
 from posttrain_trainer.tokenset import Example, TokenSet, TrainingRow
 
@@ -25,9 +26,9 @@ RANKS = st.integers(1, 9)
 BUDGETS = st.integers(1, 2000)
 
 
-@given(LENGTHS, RANKS, BUDGETS)
-def test_every_row_once_and_equal_counts(lengths: np.ndarray, ranks: int, budget: int) -> None:
-    plans = plan(lengths, ranks, budget)
+@given(LENGTHS, RANKS, BUDGETS, st.booleans())
+def test_every_row_once_and_equal_counts(lengths: np.ndarray, ranks: int, budget: int, packed: bool) -> None:
+    plans = plan(lengths, Share(0, ranks, budget, packed=packed))
     assert len(plans) == ranks
     assert sorted(row for micros in plans for micro in micros for row in micro) == list(range(len(lengths)))
     assert len({len(micros) for micros in plans}) == 1
@@ -35,9 +36,18 @@ def test_every_row_once_and_equal_counts(lengths: np.ndarray, ranks: int, budget
 
 @given(LENGTHS, BUDGETS)
 def test_the_budget_counts_padding(lengths: np.ndarray, budget: int) -> None:
-    for micro in cut(range(len(lengths)), lengths, budget):
+    for micro in cut(range(len(lengths)), lengths, Share(0, 1, budget)):
         padded = lengths[micro].size * int(lengths[micro].max())
         assert padded <= budget or len(micro) == 1
+
+
+@given(LENGTHS, BUDGETS)
+def test_packed_rows_fill_the_budget(lengths: np.ndarray, budget: int) -> None:
+    """No padding counts, and two micro-batches in a row never fit into one."""
+    micros = cut(range(len(lengths)), lengths, Share(0, 1, budget, packed=True))
+    loads = [int(lengths[micro].sum()) for micro in micros]
+    assert all(load <= budget or len(micro) == 1 for load, micro in zip(loads, micros, strict=True))
+    assert all(one + other > budget for one, other in pairwise(loads))
 
 
 @given(LENGTHS, RANKS)
@@ -46,28 +56,34 @@ def test_work_is_even(lengths: np.ndarray, ranks: int) -> None:
     assert max(loads) - min(loads) <= int(lengths.sum(axis=1).max())
 
 
-@given(st.lists(st.integers(2, 30), min_size=1, max_size=8), st.integers(0, 100))
-def test_counted_positions_survive_padding(lengths: list[int], seed: int) -> None:
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=8), st.integers(0, 100), st.booleans(), st.booleans())
+def test_counted_positions_survive(lengths: list[int], seed: int, whole: bool, packed: bool) -> None:
+    """Padded and packed: each counted position has its own sequence's tokens before it and its own target."""
     generator = np.random.default_rng(seed)
     examples = []
     for length in lengths:
         mask = generator.integers(0, 2, length).astype(np.uint8)
         mask[0] = 0
         examples.append(Example(generator.integers(1, 50, length).astype(np.int32), mask))
-    micro = collate([TrainingRow((example,), {}) for example in examples])
+    micro = collate([TrainingRow((example,), {}) for example in examples], whole, packed)
     assert micro.tokens == sum(lengths)
     expected = [
-        (int(token), example.tokens[:position].tolist())
-        for example in examples
+        (number, int(token), example.tokens[:position].tolist())
+        for number, example in enumerate(examples)
         for position, token in enumerate(example.tokens)
         if example.mask[position]
     ]
+    places = zip(micro.sequence.tolist(), micro.targets.tolist(), micro.index.tolist(), strict=True)
+    assert [(number, target, _before(micro, index)) for number, target, index in places] == expected
+    ends = [_before(micro, index) for index in micro.ends.tolist()]
+    assert ends == [example.tokens[: None if whole else -1].tolist() for example in examples]
+
+
+def _before(micro: MicroBatch, index: int) -> list[int]:
+    """The tokens that a causal model sees at a flattened position."""
     width = micro.input_ids.shape[1]
-    found = []
-    for index, target in zip(micro.index.tolist(), micro.targets.tolist(), strict=True):
-        row, column = divmod(index, width)
-        found.append((target, micro.input_ids[row, : column + 1].tolist()))
-    assert found == expected
+    position = index % width if micro.positions is None else int(micro.positions.flatten()[index])
+    return micro.input_ids.flatten()[index - position : index + 1].tolist()
 
 
 def test_ranks_share_a_step_and_dummies_fill(tmp_path: Path) -> None:

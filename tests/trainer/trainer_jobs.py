@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from posttrain_api.trainer import Topology, TrainerConfig
+from posttrain_trainer import batching as batching_module
 from posttrain_trainer import checkpoint_files as files_module
 from posttrain_trainer import engine as engine_module
 from posttrain_trainer import losses as losses_module
@@ -63,6 +64,7 @@ def cells(run_dir: str, names: list[str], result: str) -> None:
         config = TrainerConfig.model_validate_json((folder / "config.json").read_text())
         runtime = runtime or runtime_module.start(config.topology, config.training.seed)
         losses_module.MAX_LOGITS = int((folder / "max_logits").read_text())
+        batching_module.PACKED = (folder / "packed").exists()
         prepared = read_manifest(folder / "prepared")
         assert prepared is not None
         lines = Lines()
@@ -249,3 +251,32 @@ def train_and_export(folder: str) -> None:
             config, prepared, Finished(parts.engine.module, weights, resolved.total_steps, parts.checkpoints.fence)
         )
         (Path(folder) / "output.json").write_text(output.to_json())
+
+
+def adapter_scope(folder: str) -> None:
+    """Sums of a micro-batch with the adapter moved off zero: base alone, with it, inside the scope, after it."""
+    engine_module.PERSISTENCE_THRESHOLD = 0
+    config = TrainerConfig.model_validate_json((Path(folder) / "config.json").read_text())
+    runtime = runtime_module.start(config.topology, config.training.seed)
+    prepared = read_manifest(Path(folder) / "prepared")
+    assert prepared is not None
+    parts, _ = assemble(Job(config, prepared, runtime), Outside(), sgd)
+    micro = parts.feed.micros(0)[0]
+
+    def sums() -> list[float]:
+        with torch.no_grad():
+            return micro.by_sequence(parts.engine.forward(micro)[0]).tolist()
+
+    def learning() -> list[bool]:
+        return [parameter.requires_grad for parameter in parts.engine.module.parameters()]
+
+    assert parts.reference is not None
+    found: dict[str, Any] = {"base": sums(), "learning": learning()}  # a new adapter adds nothing
+    logp = parts.engine.forward(micro)[0]
+    parts.engine.backward(logp.sum())
+    parts.engine.set_learning_rate(0.1)
+    parts.engine.step()
+    found["on"] = sums()
+    found["off"] = parts.reference.attach(micro).values["reference"].tolist()
+    found |= {"again": sums(), "learning_after": learning()}
+    (Path(folder) / "scope.json").write_text(json.dumps(found))

@@ -42,7 +42,8 @@ CONTEXT.set_forkserver_preload(
 )
 
 Job = tuple[Any, ...]
-Rows = Sequence[tuple[Sequence[int], Sequence[int]]]
+Rows = Sequence[Any]
+"""Of `rows`: (tokens, mask). Of `pairs`: (chosen, rejected) or (chosen, rejected, margin)."""
 
 
 def rows(count: int, seed: int = 0, longest: int = 24) -> list[tuple[list[int], list[int]]]:
@@ -59,10 +60,31 @@ def rows(count: int, seed: int = 0, longest: int = 24) -> list[tuple[list[int], 
     return made
 
 
+def pairs(count: int, seed: int = 0, longest: int = 24, margins: bool = False) -> list[tuple[Any, ...]]:
+    """Rows of a chosen and a rejected answer to one prompt, all of different lengths; with a margin if asked for."""
+    random_ = random.Random(seed)
+    made = []
+    for _ in range(count):
+        prompt = [random_.randrange(3, VOCABULARY) for _ in range(random_.randint(1, longest // 2))]
+        answers = [
+            [random_.randrange(3, VOCABULARY) for _ in range(random_.randint(1, longest - len(prompt)))]
+            for _ in range(2)
+        ]
+        both = [(prompt + answer, [0] * len(prompt) + [1] * len(answer)) for answer in answers]
+        made.append((*both, random_.random()) if margins else tuple(both))
+    return made
+
+
 def write_tokens(folder: Path, examples: Rows) -> None:
-    with TokenSetWriter(folder) as writer:
-        for tokens, mask in examples:
-            writer.append(Example(np.asarray(tokens, dtype=np.int32), np.asarray(mask, dtype=np.uint8)))
+    paired = bool(examples) and isinstance(examples[0][0], tuple)
+    columns = ["margin"] if paired and len(examples[0]) > 2 else []
+    with TokenSetWriter(folder, 2 if paired else 1, columns) as writer:
+        for row in examples:
+            parts = row[:2] if paired else [row]
+            given = [
+                Example(np.asarray(tokens, dtype=np.int32), np.asarray(mask, dtype=np.uint8)) for tokens, mask in parts
+            ]
+            writer.append(*given, **dict(zip(columns, row[2:], strict=True) if paired else {}))
 
 
 def make_config(run_dir: Path, **changes: Any) -> TrainerConfig:
@@ -152,6 +174,19 @@ def make_model(folder: Path, shape: Shape = Shape(), seed: int = 3) -> None:
     make_tokenizer(folder)
 
 
+def make_reward_model(folder: Path, shape: Shape = Shape(), seed: int = 3) -> None:
+    """As `make_model`, with a head for scores whose weights are in the folder."""
+    import torch
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = shape.config()
+        config.num_labels = 1
+        transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    make_tokenizer(folder)
+
+
 def make_tokenizer(folder: Path) -> None:
     import tokenizers
     import transformers
@@ -183,7 +218,7 @@ def prepare(config: TrainerConfig, train: Rows, evaluation: Rows = (), **changes
         "attention": "SDPA",
     }
     resolved |= {name: changes.pop(name) for name in list(changes) if name in resolved}
-    tokens = sum(len(row) for row, _ in train)
+    tokens = sum(len(part[0]) for row in train for part in (row[:2] if isinstance(row[0], tuple) else [row]))
     fields = {
         "config_digest": config.digest(),
         "model_dir": str(run_dir / "model"),

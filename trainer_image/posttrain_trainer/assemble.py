@@ -16,11 +16,19 @@ from posttrain_api.reasons import Reason
 from posttrain_api.records import Resolved
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.algorithms import algorithm_of
-from posttrain_trainer.batching import Feed, Share
+from posttrain_trainer.batching import Feed, Share, packs
 from posttrain_trainer.best import judge_of
 from posttrain_trainer.checkpoint import Checkpoints, Place
 from posttrain_trainer.checkpoint_facts import facts_of
-from posttrain_trainer.engine import AdamSettings, Engine, EngineSettings, MakeOptimizer, adamw, parameter_groups
+from posttrain_trainer.dropout import without_dropout
+from posttrain_trainer.engine import (
+    AdamSettings,
+    Engine,
+    MakeOptimizer,
+    adamw,
+    parameter_groups,
+)
+from posttrain_trainer.engine_config import EngineSettings
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.fence import Fence, current_attempt
@@ -30,6 +38,7 @@ from posttrain_trainer.model import build_module, check_unchanged, count
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.record import ENV_ATTEMPT
 from posttrain_trainer.recorder import Observer, Recorder, Sink
+from posttrain_trainer.reference_choice import Compared
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.sampler import Sampler, total_rows
 from posttrain_trainer.schedule import Schedule
@@ -67,13 +76,22 @@ def assemble(job: Job, outside: Outside, make_optimizer: MakeOptimizer | None = 
     engine = _engine(job, module, make_optimizer or adamw(_adam(config)))
     algorithm = algorithm_of(config)
     part = Share(
-        job.runtime.rank, job.runtime.ranks, config.training.tokens_per_micro_batch, whole=algorithm.needs == "score"
+        job.runtime.rank,
+        job.runtime.ranks,
+        config.training.tokens_per_micro_batch,
+        whole=algorithm.needs == "score",
+        packed=packs(resolved.attention),
     )
+    sets = _sets(prepared)
+    compared = Compared(config, prepared, job.runtime, engine, part)
+    references = compared.references(algorithm, sets)
     evaluator = None
-    if prepared.eval_dir is not None:
-        evaluator = Evaluator(_tokens(prepared.eval_dir), part, algorithm, job.runtime)
+    if len(sets) > 1:
+        evaluator = Evaluator(sets[1][1], part, algorithm, job.runtime, references[1])
     recorder = Recorder(resolved.total_steps, outside.sinks, outside.observers)
-    parts = Parts(engine, _feed(job, part), algorithm, _checkpoints(job), recorder, evaluator)
+    feed = _feed(job, sets[0][1], part)
+    start = compared.start(algorithm)
+    parts = Parts(engine, feed, algorithm, _checkpoints(job), recorder, evaluator, references[0], start)
     return parts, resolved
 
 
@@ -92,13 +110,19 @@ def course_of(config: TrainerConfig, resolved: Resolved) -> Course:
 
 
 def _engine(job: Job, module: nn.Module, make_optimizer: MakeOptimizer) -> Engine:
-    training = job.config.training
+    config, training, resolved = job.config, job.config.training, job.prepared.resolved
     optimizer = make_optimizer(parameter_groups(module, training.weight_decay))
     settings = EngineSettings(
-        zero_stage=job.prepared.resolved.zero_stage,
+        zero_stage=resolved.zero_stage,
         max_grad_norm=training.max_grad_norm,
-        adapter=job.config.tuning == "LoRA",
+        adapter=config.tuning == "LoRA",
+        bf16=resolved.precision == "BF16",
+        offload_optimizer=config.deepspeed.offload_optimizer,
+        offload_parameters=config.deepspeed.offload_parameters,
+        overrides=config.deepspeed.overrides,
     )
+    if job.config.stage in ("RewardModel", "Preference"):
+        without_dropout(module)
     module.train()
     return Engine(module, optimizer, settings)
 
@@ -107,9 +131,8 @@ def _adam(config: TrainerConfig) -> AdamSettings:
     return AdamSettings(config.training.beta1, config.training.beta2, config.training.epsilon)
 
 
-def _feed(job: Job, part: Share) -> Feed:
+def _feed(job: Job, tokens: TokenSet, part: Share) -> Feed:
     training, resolved = job.config.training, job.prepared.resolved
-    tokens = _tokens(job.prepared.train_dir)
     parts = parts_of(job.config.data.train, tokens.sources)
     size = epoch_rows(parts)
     total = total_rows(size, training.batch_size, training.epochs, training.max_steps)
@@ -146,9 +169,15 @@ def _attempt(config: TrainerConfig) -> int:
     return int(told) if told else current_attempt(Path(config.run_dir)) or 0
 
 
-def _tokens(folder: str) -> TokenSet:
+def _sets(prepared: Prepared) -> list[tuple[Path, TokenSet]]:
+    """The training set, and the held-out set where there is one, each with its folder."""
+    folders = [Path(folder) for folder in (prepared.train_dir, prepared.eval_dir) if folder is not None]
+    return [(folder, _tokens(folder)) for folder in folders]
+
+
+def _tokens(folder: Path) -> TokenSet:
     try:
-        return TokenSet(Path(folder))
+        return TokenSet(folder)
     except FileNotFoundError as error:
         raise TrainerFailure(
             Reason.DATASET_NOT_FOUND,

@@ -9,7 +9,7 @@ result, only the speed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,26 @@ Lengths = NDArray[np.int64]
 """Tokens of each sequence, [rows, arity]."""
 BLOCK_ROWS = 65536
 """Rows of a set whose lengths are looked at together."""
+PACKED: bool | None = None
+"""None: as the attention kernel likes it. Tests set it: the result is the same."""
+
+
+def packs(attention: str) -> bool:
+    """Whether sequences share a line. With kernels of variable length that is fastest; elsewhere a packed line costs a
+    dense mask, and padding among sequences of similar length costs less."""
+    return attention.startswith("FlashAttention") if PACKED is None else PACKED
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the work is this process's and what its micro-batches are like. budget: tokens of one, padding
+    counted; whole: a sequence's last token is an input too; packed: all sequences in one line."""
+
+    rank: int
+    ranks: int
+    budget: int
+    whole: bool = False
+    packed: bool = False
 
 
 def share(lengths: Lengths, ranks: int) -> list[list[int]]:
@@ -36,35 +56,30 @@ def share(lengths: Lengths, ranks: int) -> list[list[int]]:
     return rows
 
 
-def cut(rows: Sequence[int], lengths: Lengths, budget: int) -> list[list[int]]:
-    """Micro-batches of similar length: sequences × longest ≤ budget, but never less than one row."""
-    longest, arity = lengths.max(axis=1), lengths.shape[1]
+def cut(rows: Sequence[int], lengths: Lengths, part: Share) -> list[list[int]]:
+    """Micro-batches of similar length under the budget, but never less than one row. Padded: sequences × longest;
+    packed: all tokens."""
+    longest, sizes, arity = lengths.max(axis=1), lengths.sum(axis=1), lengths.shape[1]
+
+    def tokens(row: int, first: int) -> int:  # rows come by falling length: the first of a micro-batch is its longest
+        return int(sizes[row]) if part.packed else arity * int(longest[first])
+
     micros: list[list[int]] = []
-    width = 0
+    used = 0
     for row in sorted(rows, key=lambda row: (-int(longest[row]), row)):
-        if not micros or (len(micros[-1]) + 1) * arity * width > budget:
+        if not micros or used + tokens(row, micros[-1][0]) > part.budget:
             micros.append([])
-            width = int(longest[row])
+            used = 0
         micros[-1].append(row)
+        used += tokens(row, micros[-1][0])
     return micros
 
 
-def plan(lengths: Lengths, ranks: int, budget: int) -> list[list[list[int]]]:
+def plan(lengths: Lengths, part: Share) -> list[list[list[int]]]:
     """[rank][micro-batch] → rows; an empty list is a dummy, so that all ranks have equally many."""
-    plans = [cut(rows, lengths, budget) for rows in share(lengths, ranks)]
+    plans = [cut(rows, lengths, part) for rows in share(lengths, part.ranks)]
     most = max(len(micros) for micros in plans)
     return [micros + [[] for _ in range(most - len(micros))] for micros in plans]
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of the work is this process's, how large a micro-batch may be (tokens, padding counted), and whether
-    a sequence's last token is an input too."""
-
-    rank: int
-    ranks: int
-    budget: int
-    whole: bool = False
 
 
 class Feed:
@@ -78,13 +93,15 @@ class Feed:
     def micros(self, step: int) -> list[MicroBatch]:
         """Micro-batches of this rank for `step`; all ranks have equally many."""
         rows = self.sampler.rows(step)
-        micros = plan(self._tokens.lengths(rows), self._part.ranks, self._part.budget)[self._part.rank]
+        micros = plan(self._tokens.lengths(rows), self._part)[self._part.rank]
         return [build(self._tokens, [int(rows[number]) for number in micro], self._part) for micro in micros]
 
 
 def build(tokens: TokenSet, rows: Sequence[int], part: Share) -> MicroBatch:
-    """The micro-batch of these rows; a dummy where there are none."""
-    return collate([tokens[row] for row in rows], part.whole) if rows else dummy(tokens[0], part.whole)
+    """The micro-batch of these rows; a dummy, which looks like row 0, where there are none."""
+    if not rows:
+        return replace(dummy(tokens[0], part.whole, part.packed), numbers=(0,))
+    return replace(collate([tokens[row] for row in rows], part.whole, part.packed), numbers=tuple(rows))
 
 
 def whole_set(tokens: TokenSet, part: Share) -> Iterator[MicroBatch]:
@@ -92,7 +109,7 @@ def whole_set(tokens: TokenSet, part: Share) -> Iterator[MicroBatch]:
     last round. Block by block, so that memory does not grow with the set."""
     for first in range(0, len(tokens), BLOCK_ROWS):
         rows = np.arange(first, min(first + BLOCK_ROWS, len(tokens)))
-        micros = cut(range(len(rows)), tokens.lengths(rows), part.budget)
+        micros = cut(range(len(rows)), tokens.lengths(rows), part)
         rounds = -(-len(micros) // part.ranks)
         for number in range(part.rank, rounds * part.ranks, part.ranks):
             yield build(tokens, rows[micros[number]].tolist() if number < len(micros) else [], part)

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain_api.reasons import Reason
+from posttrain_trainer.engine_config import EngineSettings, deepspeed_config
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.microbatch import MicroBatch
 
@@ -28,16 +29,6 @@ PERSISTENCE_THRESHOLD = 100_000
 """Elements: ZeRO-3 keeps smaller tensors whole. Tests set 0, so that tiny tensors are sharded as large ones are."""
 UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.4}}
 """Without it ZeRO-1 and 2 checkpoints cannot be converted to another world size later."""
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """`max_grad_norm` 0 switches clipping off. `adapter`: only part of the model learns; checkpoints leave the rest
-    out."""
-
-    zero_stage: int
-    max_grad_norm: float
-    adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,25 +183,7 @@ def non_finite(what: str) -> TrainerFailure:
     )
 
 
-def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
-    """Micro-batches are the loop's own business (managed accumulation off: in managed mode ZeRO-2 would keep the
-    last one only)."""
-    clip = 0.0 if settings.zero_stage == 0 else settings.max_grad_norm
-    zero: dict[str, Any] = {"stage": settings.zero_stage, "overlap_comm": False}
-    if settings.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = PERSISTENCE_THRESHOLD
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": clip,
-        "steps_per_print": 10**9,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": zero,
-    }
-
-
-def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, settings: EngineSettings) -> Any:
+def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: EngineSettings) -> Any:
     import deepspeed
     import deepspeed.ops
 
@@ -218,5 +191,36 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, settings: En
     # The shared-memory all-reduce of the CPU accelerator would be compiled at its first use; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(settings))
+    config = deepspeed_config(settings, PERSISTENCE_THRESHOLD)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
+
+
+class FrozenEngine:
+    """A second model that never learns, on all ranks: sharded at ZeRO-3, else whole on each of them."""
+
+    def __init__(self, model: nn.Module, settings: EngineSettings) -> None:
+        """Needs the default process group. `model` is moved to the accelerator."""
+        model.requires_grad_(False)
+        self._module = model
+        self._run: Any
+        if settings.zero_stage == 3:
+            self._run = _initialize(model, None, replace(settings, offload_optimizer=False))
+        else:
+            self._run = _on_accelerator(model, settings.bf16)
+        self._run.eval()
+
+    @torch.no_grad()
+    def forward(self, micro: MicroBatch) -> Any:
+        """As Engine.forward, without gradient."""
+        module: Any = self._module
+        return self._run(*module.inputs(micro))
+
+
+def _on_accelerator(model: nn.Module, bf16: bool) -> nn.Module:
+    from deepspeed.accelerator import get_accelerator
+
+    if bf16:  # as DeepSpeed does: buffers, such as the rotary frequencies, stay as they are
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
+    return model.to(get_accelerator().current_device_name())

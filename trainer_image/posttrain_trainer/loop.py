@@ -21,7 +21,7 @@ from posttrain_trainer.engine import Engine, non_finite
 from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.metrics import Metrics, Phases, memory_bytes
 from posttrain_trainer.microbatch import MicroBatch
-from posttrain_trainer.objective import Tally, Weights, local_weights, scaled, weights_of
+from posttrain_trainer.objective import StartLoss, Tally, Weights, local_weights, scaled, weights_of
 from posttrain_trainer.recorder import Recorder
 from posttrain_trainer.reference import Reference
 from posttrain_trainer.runtime import Runtime
@@ -39,6 +39,8 @@ class Parts:
     recorder: Recorder
     evaluator: Evaluator | None = None
     reference: Reference | None = None
+    start: StartLoss | None = None
+    """Where policy and reference begin as the same model."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Loop:
             info = parts.engine.step()
         metrics = {"grad_norm": info.grad_norm, "learning_rate": self._course.schedule.rate(step)}
         metrics = {**self._reduce(tally, weights), **metrics}
+        if step == 0 and parts.start is not None:
+            parts.start.check(metrics)
         self._advance(metrics, tokens, time.perf_counter() - start)
         return True
 

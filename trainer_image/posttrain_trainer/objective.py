@@ -7,11 +7,14 @@ and ranks. A mean of means would depend on how rows are cut.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from posttrain_api.reasons import Reason
 from posttrain_trainer.algorithms.base import Algorithm
+from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.metrics import Metrics, Totals
 from posttrain_trainer.microbatch import MicroBatch
 from posttrain_trainer.runtime import Control
@@ -36,15 +39,42 @@ class Tally:
         return losses
 
     def reduce(self, control: Control, weights: Weights, further: Sequence[float] = ()) -> tuple[Metrics, list[float]]:
-        """`loss` and the algorithm's metrics over all ranks, and the sums of `further`; one small all-reduce."""
+        """`loss`, `loss/<term>` where there are several, and the algorithm's metrics over all ranks, and the sums of
+        `further`; one small all-reduce."""
         names, values = self._totals.read()
         reduced = control.sum([*values, *further])
         sums = dict(zip(names, reduced, strict=False))
         terms = self._algorithm.terms
-        loss = sum(factor * sums.pop(term) / weights[term] for term, factor in terms.items())
+        parts = {term: sums.pop(term) / weights[term] for term in terms}
+        metrics = {"loss": sum(factor * parts[term] for term, factor in terms.items())}
+        if len(terms) > 1:
+            metrics |= {f"loss/{term}": value for term, value in parts.items()}
         shown = [name for name in sums if not name.endswith(_WEIGHT)]
-        metrics = {name: sums[name] / (sums[_weight(name)] or 1.0) for name in shown}
-        return {"loss": loss, **metrics}, reduced[len(names) :]
+        metrics |= {name: sums[name] / (sums[_weight(name)] or 1.0) for name in shown}
+        return metrics, reduced[len(names) :]
+
+
+@dataclass(frozen=True)
+class StartLoss:
+    """What the main term must be before anything was learned: a reference that is not the starting policy shows here,
+    and nowhere else."""
+
+    term: str
+    value: float
+    tolerance: float
+
+    def check(self, metrics: Metrics) -> None:
+        """TrainerFailure where the first step's loss is another."""
+        found = metrics.get(f"loss/{self.term}", metrics["loss"])
+        if abs(found - self.value) <= self.tolerance:
+            return
+        raise TrainerFailure(
+            Reason.MODEL_INCOMPATIBLE,
+            f"Before the first step policy and reference are the same model, so the loss must be {self.value:.6g}; it "
+            f"is {found:.6g}. This model gives one text different log-probabilities in two forwards (random numbers "
+            "or batch statistics of its own), or the reference's cache is not of it. Use another model, or remove the "
+            "prepared folder.",
+        )
 
 
 _WEIGHT = "\0weight"

@@ -1,8 +1,15 @@
-"""The reference policy of preference learning: the log-probabilities that the trained policy is compared with."""
+"""The reference policy of preference learning: what the loop, the evaluation and an algorithm must know of it.
+
+Made by assemble, asked before each forward. Three ways to have one: the policy's own base under an adapter, a second
+model (reference_models.py), or what either said before training (reference_cache.py).
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
+
+from torch import Tensor
 
 from posttrain_trainer.microbatch import MicroBatch
 
@@ -15,3 +22,8 @@ class Reference(Protocol):
 
     def attach(self, micro: MicroBatch) -> MicroBatch:
         """The micro-batch (on this rank's device) with `reference` among its values. All ranks call it together."""
+
+
+def with_reference(micro: MicroBatch, sums: Tensor) -> MicroBatch:
+    """sums: Σ log p of each sequence, fp32 [s]."""
+    return replace(micro, values={**micro.values, REFERENCE: sums.detach()})
