@@ -10,18 +10,20 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from posttrain_trainer.microbatch import MicroBatch, collate
 from posttrain_trainer.objective import Tally, local_weights, scaled, weights_of
 from posttrain_trainer.runtime import Control
+from posttrain_trainer.score_model import set_head
 from posttrain_trainer.scorer import Scorer
 from posttrain_trainer.tokenset import Example, TrainingRow
 
@@ -30,6 +32,15 @@ TRL = f"trl {importlib.metadata.version('trl')}"
 WORDS, PAD, EOS = 61, 0, 1
 LOSS, GRADIENT = 1e-6, 1e-5
 """Relative, in fp32: what sums of a few hundred numbers in another order differ by, and no formula does."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are tiny, and the processors are shared: threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def named(value: Any) -> str:
@@ -107,6 +118,18 @@ def language_model(seed: int) -> Any:
 
     torch.manual_seed(seed)
     return transformers.AutoModelForCausalLM.from_config(config(), dtype=torch.float32)
+
+
+def classifier(seed: int) -> Any:
+    """A body of the same shape with our head, whose weights are drawn by us: both sides begin with them."""
+    import transformers
+
+    shape = config()
+    shape.num_labels = 1
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForSequenceClassification.from_config(shape, dtype=torch.float32)
+    set_head(model, seed, draw=True)
+    return model
 
 
 def example(prompt: Sequence[int], answer: Sequence[int]) -> Example:

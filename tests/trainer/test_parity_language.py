@@ -10,13 +10,14 @@ import numpy as np
 import parity_kit as kit
 import pytest
 import torch
-from parity_kit import EOS, named, ours, theirs
+from parity_kit import EOS, named, one_thread, ours, theirs  # noqa: F401
 
 from posttrain_trainer.algorithms.language_modeling import LanguageModeling
 from posttrain_trainer.microbatch import collate
 from posttrain_trainer.scorer import Scorer
 from posttrain_trainer.tokenset import Example, TrainingRow
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL's own
 PAIRS = kit.pairs(8)
 
 

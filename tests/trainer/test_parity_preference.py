@@ -13,7 +13,7 @@ import datasets
 import parity_kit as kit
 import pytest
 import torch
-from parity_kit import PAD, named, ours, theirs
+from parity_kit import PAD, named, one_thread, ours, theirs  # noqa: F401
 from torch.nn.functional import logsigmoid
 
 from posttrain_api.trainer import PreferenceConfig
@@ -21,6 +21,7 @@ from posttrain_trainer.algorithms.preference import Preference
 from posttrain_trainer.microbatch import collate
 from posttrain_trainer.scorer import Scorer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL's own
 PAIRS = kit.pairs(8)
 METRICS = (
     "rewards/chosen",
