@@ -8,49 +8,30 @@ LoRA: the adapter; with `mergeAdapter` the merged model, and the adapter in `ada
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import peft
-import torch
 import transformers
 from torch import Tensor, nn
 
-from posttrain_api.base import Model, canonical_json
+from posttrain_api.base import canonical_json
 from posttrain_api.names import OUTPUT_DIR
 from posttrain_api.records import Output
-from posttrain_api.trainer import JobIdentity, TrainerConfig
+from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.checkpoint_files import MANIFEST, FileEntry, entries, files_below, sync, write_json
 from posttrain_trainer.fence import Fence
+from posttrain_trainer.loading import load_causal, load_reward
+from posttrain_trainer.model import start_folder
+from posttrain_trainer.output_manifest import Base, OutputManifest, Parent
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.scorer import causal_lm
 
 ADAPTER_DIR = "adapter"
 _PREFIX = "lm."
 """The scorer's name for the model inside it."""
-
-
-class Base(Model):
-    """The model an adapter belongs to, or full fine-tuning started from. uri None: drawn from the seed."""
-
-    uri: str | None = None
-    revision: str | None = None
-    sha256: str
-
-
-class OutputManifest(Model):
-    """manifest.json of an output. `sha256`: over names and digests of the files."""
-
-    format: Literal["safetensors", "peft"]
-    stage: str
-    tuning: str
-    step: int
-    job: JobIdentity
-    base: Base
-    files: dict[str, FileEntry]
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -76,6 +57,8 @@ def export(config: TrainerConfig, prepared: Prepared, finished: Finished) -> Out
     temporary.mkdir(parents=True)
     try:
         _write_tokenizer(prepared, temporary)
+        if config.stage == "RewardModel":
+            _set_pad_token(temporary, finished.module)
         kind = _write_model(config, prepared, finished, temporary)
         manifest = _manifest(config, prepared, finished.step, (kind, entries(temporary, files_below(temporary))))
         write_json(temporary / MANIFEST, manifest.to_wire())
@@ -97,7 +80,7 @@ def _write_model(
     if config.tuning == "Full":
         causal_lm(module.lm).save_pretrained(folder, state_dict=weights)
         return "safetensors"
-    name = _base_name(config, prepared.resolved.revision)
+    name = _base_name(config, prepared)
     _write_adapter(module.lm, name, weights, folder / ADAPTER_DIR if config.merge_adapter else folder)
     if not config.merge_adapter:
         return "peft"
@@ -110,25 +93,35 @@ def _write_adapter(adapted: Any, base: tuple[str | None, str | None], weights: d
     settings.base_model_name_or_path, settings.revision = base
     if isinstance(settings.target_modules, set):  # in the order of the hash seed: two exports would differ
         settings.target_modules = sorted(settings.target_modules)
-    # peft's names carry no adapter name; save_pretrained takes the learning weights as they are and renames them.
-    adapted.save_pretrained(folder, state_dict=weights)
+    # peft's names carry no adapter name; save_pretrained takes the learning weights as they are and renames them. The
+    # base's embeddings are never among them, and to ask whether they were resized it would call the hub.
+    adapted.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
 
 
 def merged(config: TrainerConfig, prepared: Prepared, adapter: Path) -> Any:
-    """W + (alpha / rank)·B·A, computed anew from the stored base and adapter in fp32, so that nothing live is
-    changed."""
-    base = transformers.AutoModelForCausalLM.from_pretrained(
-        prepared.model_dir,
-        local_files_only=True,
-        dtype=torch.float32,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    return peft.PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
+    """W + scale·B·A, computed anew from the stored base, its earlier adapters and this one, in fp32, so that nothing
+    live is changed; rounded once at the end where training was in bf16."""
+    folder = start_folder(config, prepared)
+    folder = replace(folder, adapters=(*folder.adapters, adapter))
+    if config.stage == "RewardModel":
+        model = load_reward(folder, Path(prepared.tokenizer_dir), config.training.seed)
+    else:
+        model = load_causal(folder)
+    return model.bfloat16() if prepared.resolved.precision == "BF16" else model
 
 
 def _write_tokenizer(prepared: Prepared, folder: Path) -> None:
     """File by file, as it was trained with: loading and saving may change it, and may need its own Python code."""
     shutil.copytree(prepared.tokenizer_dir, folder, dirs_exist_ok=True)
+
+
+def _set_pad_token(folder: Path, module: Any) -> None:
+    """A batch padded with another token than the reward model's would be read at the wrong place."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    token = tokenizer.convert_ids_to_tokens(causal_lm(module.lm).config.pad_token_id)
+    if token != tokenizer.pad_token:
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": token}, indent=2, ensure_ascii=False))
 
 
 def _manifest(
@@ -138,7 +131,6 @@ def _manifest(
     written: tuple[Literal["safetensors", "peft"], dict[str, FileEntry]],
 ) -> OutputManifest:
     kind, files = written
-    source = config.model.source
     digests = canonical_json({name: entry.sha256 for name, entry in files.items()})
     return OutputManifest(
         format=kind,
@@ -146,22 +138,36 @@ def _manifest(
         tuning=config.tuning,
         step=step,
         job=config.job,
-        base=Base(
-            uri=source.uri if source else None, revision=prepared.resolved.revision, sha256=prepared.model_digest
-        ),
+        base=_base(config, prepared),
+        adapters=_parents(config, prepared),
         files=files,
         sha256="sha256:" + hashlib.sha256(digests.encode()).hexdigest(),
     )
 
 
-def _base_name(config: TrainerConfig, revision: str | None) -> tuple[str | None, str | None]:
+def _base(config: TrainerConfig, prepared: Prepared) -> Base:
+    source = config.model.source
+    return Base(uri=source.uri if source else None, revision=prepared.resolved.revision, sha256=prepared.model_digest)
+
+
+def _parents(config: TrainerConfig, prepared: Prepared) -> tuple[Parent, ...]:
+    """The adapters below what was trained; one that was trained further is in the output itself."""
+    below = len(start_folder(config, prepared).adapters)
+    pairs = list(zip(config.model.adapters, prepared.adapters, strict=True))[:below]
+    return tuple(Parent(uri=source.uri, revision=adapter.revision, sha256=adapter.digest) for source, adapter in pairs)
+
+
+def _base_name(config: TrainerConfig, prepared: Prepared) -> tuple[str | None, str | None]:
     """What AutoPeftModel looks the base up by: the hub's name, or the folder it was mounted at; else the URI,
-    for people."""
+    for people. With earlier adapters below it, a sentence: no loader must put the adapter on the bare base."""
     source = config.model.source
     if source is None:
         return None, None
+    parents = _parents(config, prepared)
+    if parents:
+        return f"{source.uri} with {len(parents)} adapters merged into it: see {MANIFEST}", None
     if source.uri.startswith("hf://"):
-        return source.uri.removeprefix("hf://"), revision or source.revision
+        return source.uri.removeprefix("hf://"), prepared.resolved.revision or source.revision
     return source.path or source.uri, None
 
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from posttrain_api.reasons import Reason
+from posttrain_trainer.adapters import merge_adapters
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.score_model import HEAD, check_scores, pad_token, set_head
 from posttrain_trainer.scorer import check_head
@@ -21,9 +22,11 @@ from posttrain_trainer.scorer import check_head
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Where a model is and how it is loaded. `attention`: transformers' name of the kernel."""
+    """Where a model is and how it is loaded. `adapters` are merged into it, oldest first; `attention`: transformers'
+    name of the kernel."""
 
     path: Path
+    adapters: tuple[Path, ...] = ()
     attention: str = "sdpa"
     trust_remote_code: bool = False
 
@@ -32,6 +35,7 @@ def load_causal(folder: ModelFolder) -> Any:
     """A causal language model that the scorer can run. TrainerFailure(ModelIncompatible)."""
     model, info = _read(transformers.AutoModelForCausalLM, folder)
     _check_complete(folder.path, info, drawn=())
+    model = merge_adapters(model, folder.adapters)
     check_head(model)
     return model
 
@@ -43,6 +47,7 @@ def load_reward(folder: ModelFolder, tokenizer: Path, seed: int) -> Any:
     head = f"{HEAD}.weight"
     _check_complete(folder.path, info, drawn=(head,))
     set_head(model, seed, draw=head in (info.get("missing_keys") or ()))
+    model = merge_adapters(model, folder.adapters)
     set_pad_token(model, tokenizer)
     check_scores(model)
     return model
@@ -67,6 +72,7 @@ def _read(kind: Any, folder: ModelFolder, **options: Any) -> tuple[Any, dict[str
             attn_implementation=folder.attention,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **options,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -81,7 +87,8 @@ def _read(kind: Any, folder: ModelFolder, **options: Any) -> tuple[Any, dict[str
 
 def _check_complete(folder: Path, info: dict[str, Any], drawn: tuple[str, ...]) -> None:
     for what in ("missing_keys", "mismatched_keys"):
-        names = sorted({str(name) for name in info.get(what) or ()} - set(drawn if what == "missing_keys" else ()))
+        found = {str(key[0] if isinstance(key, tuple) else key) for key in info.get(what) or ()}
+        names = sorted(found - set(drawn if what == "missing_keys" else ()))
         if names:
             raise TrainerFailure(
                 Reason.MODEL_INCOMPATIBLE,

@@ -1,12 +1,15 @@
 """Low-rank adapters by peft: the base is frozen, two small matrices beside each linear layer learn.
 
-h = (W + (alpha / rank) · B·A)·x (Hu et al. 2021, eq. 3); B starts at zero, so the first forward is the base's.
+h = (W + s·B·A)·x with s = alpha / rank (Hu et al. 2021, eq. 3) or alpha / √rank (rsLoRA, Kalajdzievski 2023, eq. 2); B
+starts at zero, so the first forward is the base's. DoRA (Liu et al. 2024, eq. 5) scales each row of W + s·B·A to a
+length that is learned, and takes the length before that as a constant of the gradient.
 Called by model.py. Adapters are never switched with `set_adapter` or `disable_adapter`: under DeepSpeed both drop
 gradients silently.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -15,6 +18,7 @@ from torch import nn
 
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import LoraConfig
+from posttrain_trainer.adapters import put_on
 from posttrain_trainer.errors import TrainerFailure
 
 ALL_LINEAR = "all-linear"
@@ -33,6 +37,8 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int, *, scores: bool
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
         target_modules=targets,
         task_type="SEQ_CLS" if scores else "CAUSAL_LM",  # peft adds the head to modules_to_save
     )
@@ -42,6 +48,16 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int, *, scores: bool
             adapted: nn.Module = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
         except ValueError as error:
             raise _misfit(f"{list(config.target_modules)} does not fit this model ({error})") from error
+    _check_tied(adapted)
+    return adapted
+
+
+def continue_adapter(model: nn.Module, config: LoraConfig, folder: Path) -> nn.Module:
+    """The model with the adapter in `folder`, to be trained further: with its own rank, scale and layers, and this
+    job's dropout. TrainerFailure where it does not fit."""
+    settings = peft.PeftConfig.from_pretrained(folder)
+    settings.lora_dropout = config.dropout
+    adapted: nn.Module = put_on(model, folder, settings, trainable=True)
     _check_tied(adapted)
     return adapted
 
@@ -58,6 +74,8 @@ def _check_tied(adapted: Any) -> None:
     """An adapter merged into one of two tied weights would change the other too: a model that was never trained."""
     base = adapted.get_base_model()
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if None in ends:
+        return  # a reward model has no such pair
     if ends[0].weight is ends[1].weight and any(isinstance(end, peft.tuners.lora.LoraLayer) for end in ends):
         raise _misfit("input and output embeddings of this model are tied, neither can have an adapter of its own")
 
@@ -69,7 +87,9 @@ def _misfit(what: str) -> TrainerFailure:
     )
 
 
-def adapter_size(model: nn.Module, rank: int) -> int:
-    """Σ r·(d_in + d_out) over the adapted linear layers: what the number of trainable parameters must be."""
+def adapter_size(model: nn.Module, rank: int, *, dora: bool = False) -> int:
+    """Σ r·(d_in + d_out) over the adapted linear layers, and d_out more with DoRA: what the number of trainable
+    parameters must be."""
     layers = [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
-    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+    sizes = [rank * (layer.in_features + layer.out_features) + dora * layer.out_features for layer in layers]
+    return sum(sizes)

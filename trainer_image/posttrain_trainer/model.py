@@ -16,9 +16,10 @@ from torch import nn
 
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer.adapters import adapter_files
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.loading import ModelFolder, load_causal, load_reward
-from posttrain_trainer.lora import add_adapter
+from posttrain_trainer.lora import add_adapter, continue_adapter
 from posttrain_trainer.model_files import CONFIG, digest_of, weight_files
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.score_model import ScoreModel
@@ -26,16 +27,22 @@ from posttrain_trainer.scorer import Scorer, check_head
 
 
 def check_unchanged(config: TrainerConfig, prepared: Prepared) -> None:
-    """The model folder is still the one that was prepared. TrainerFailure(ModelIncompatible); reads every file of
-    it."""
+    """The folders of model and adapters are still those that were prepared. TrainerFailure(ModelIncompatible); reads
+    every file of them."""
     if config.model.source is None:
         return
     folder, uri = Path(prepared.model_dir), config.model.source.uri
-    digest = digest_of([folder / CONFIG, *weight_files(folder, uri)])
-    if digest != prepared.model_digest:
+    _check_digest(uri, prepared.model_digest, [folder / CONFIG, *weight_files(folder, uri)])
+    for source, adapter in zip(config.model.adapters, prepared.adapters, strict=True):
+        _check_digest(source.uri, adapter.digest, adapter_files(Path(adapter.dir)))
+
+
+def _check_digest(uri: str, then: str, files: list[Path]) -> None:
+    digest = digest_of(files)
+    if digest != then:
         raise TrainerFailure(
             Reason.MODEL_INCOMPATIBLE,
-            f"{uri}: its files changed after this job had begun ({prepared.model_digest} then, {digest} now). "
+            f"{uri}: its files changed after this job had begun ({then} then, {digest} now). "
             "Put the old files back, or run a new job.",
         )
 
@@ -57,14 +64,32 @@ def count(model: nn.Module) -> Counts:
 def build_module(config: TrainerConfig, prepared: Prepared) -> nn.Module:
     """What the engine runs, in fp32 on the CPU: the policy's scorer, or the reward model; with its adapter under LoRA.
     TrainerFailure where the model cannot be used."""
-    if config.stage == "RewardModel":
-        reward = load_reward(_folder(config, prepared), Path(prepared.tokenizer_dir), config.training.seed)
-        return ScoreModel(_adapted(config, reward))
-    return Scorer(_adapted(config, _policy(config, prepared)))
+    reward = config.stage == "RewardModel"
+    model = _reward_model(config, prepared) if reward else _policy(config, prepared)
+    adapted = _adapted(config, prepared, model)
+    if prepared.resolved.gradient_checkpointing:
+        checkpoint_layers(model)
+    return ScoreModel(adapted) if reward else Scorer(adapted)
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Each layer's activations are computed again in the backward. Not the reentrant kind: that one needs inputs with a
+    gradient, which a frozen base has not, and runs hooks twice. TrainerFailure(ModelIncompatible)."""
+    if not model.supports_gradient_checkpointing:
+        raise TrainerFailure(
+            Reason.MODEL_INCOMPATIBLE,
+            f"training.gradientCheckpointing: {type(model).__name__} cannot do it. Set it to false.",
+        )
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()
+
+
+def _reward_model(config: TrainerConfig, prepared: Prepared) -> Any:
+    return load_reward(start_folder(config, prepared), Path(prepared.tokenizer_dir), config.training.seed)
 
 
 def _policy(config: TrainerConfig, prepared: Prepared) -> Any:
-    folder = _folder(config, prepared)
+    folder = start_folder(config, prepared)
     if config.model.scratch is None:
         return load_causal(folder)
     shape = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
@@ -77,12 +102,21 @@ def _policy(config: TrainerConfig, prepared: Prepared) -> Any:
     return drawn
 
 
-def _folder(config: TrainerConfig, prepared: Prepared) -> ModelFolder:
+def start_folder(config: TrainerConfig, prepared: Prepared) -> ModelFolder:
+    """What training starts from: the model and the adapters that are merged into it, without one that is continued."""
+    merged = prepared.adapters[:-1] if _continues(config) else prepared.adapters
+    adapters = tuple(Path(adapter.dir) for adapter in merged)
     attention = prepared.resolved.attention.lower()
-    return ModelFolder(Path(prepared.model_dir), attention, config.model.trust_remote_code)
+    return ModelFolder(Path(prepared.model_dir), adapters, attention, config.model.trust_remote_code)
 
 
-def _adapted(config: TrainerConfig, model: Any) -> Any:
+def _continues(config: TrainerConfig) -> bool:
+    return config.tuning == "LoRA" and config.lora is not None and config.lora.continue_adapter
+
+
+def _adapted(config: TrainerConfig, prepared: Prepared, model: Any) -> Any:
     if config.lora is None or config.tuning != "LoRA":
         return model
+    if config.lora.continue_adapter:
+        return continue_adapter(model, config.lora, Path(prepared.adapters[-1].dir))
     return add_adapter(model, config.lora, config.training.seed, scores=config.stage == "RewardModel")

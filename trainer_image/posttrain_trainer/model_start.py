@@ -10,10 +10,13 @@ from typing import Any
 import transformers
 
 from posttrain_api.reasons import Reason
-from posttrain_api.trainer import ModelConfig, Scratch
+from posttrain_api.trainer import ModelConfig, Scratch, TrainerConfig
 from posttrain_trainer import model_files, tokenizer
+from posttrain_trainer.adapters import Adapter, check_base, check_fits, check_use, read_adapter
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.fetch import Fetcher
+from posttrain_trainer.prepared import PreparedAdapter
+from posttrain_trainer.score_model import pad_token
 
 SCRATCH_CONFIGS = {"Llama": transformers.LlamaConfig, "Qwen3": transformers.Qwen3Config}
 _ARCHITECTURES = {"Llama": "LlamaForCausalLM", "Qwen3": "Qwen3ForCausalLM"}
@@ -31,6 +34,33 @@ class StartModel:
     positions: int | None
     parameters: int
     revision: str | None = None
+    adapters: tuple[PreparedAdapter, ...] = ()
+
+
+def starting_model(config: TrainerConfig, fetcher: Fetcher) -> StartModel:
+    """`given_model` of the job, whose stage can start from it. TrainerFailure where it cannot."""
+    start = given_model(config.model, fetcher)
+    folders = [Path(adapter.dir) for adapter in start.adapters]
+    check_use(list(zip(folders, [source.uri for source in config.model.adapters], strict=True)), config)
+    if config.stage == "RewardModel":
+        pad_token(start.tokenizer, len(start.tokenizer), start.where)
+    return start
+
+
+def reference_model(config: TrainerConfig, fetcher: Fetcher, start: StartModel) -> StartModel | None:
+    """The reference policy where the job names one. TrainerFailure(ModelIncompatible) where it has another vocabulary:
+    it is asked about the same tokens."""
+    if config.reference is None:
+        return None
+    given = {"source": config.reference.source, "adapters": config.reference.adapters, "scratch": None}
+    reference = given_model(config.model.model_copy(update=given), fetcher)
+    if reference.tokenizer.get_vocab() != start.tokenizer.get_vocab():
+        raise TrainerFailure(
+            Reason.MODEL_INCOMPATIBLE,
+            f"{reference.where}: the reference's tokenizer has another vocabulary than {start.where}'s. "
+            "Use a reference of the same family.",
+        )
+    return reference
 
 
 def given_model(model: ModelConfig, fetcher: Fetcher) -> StartModel:
@@ -48,15 +78,32 @@ def given_model(model: ModelConfig, fetcher: Fetcher) -> StartModel:
         loaded.chat_template = model.chat_template
     text = config.get_text_config()
     require_vocabulary(loaded, text.vocab_size, uri)
+    digest = model_files.digest_of([folder / model_files.CONFIG, *weights])
     return StartModel(
         folder=folder,
-        digest=model_files.digest_of([folder / model_files.CONFIG, *weights]),
+        digest=digest,
         tokenizer=loaded,
         where=uri,
         positions=getattr(text, "max_position_embeddings", None),
         parameters=model_files.count_parameters(weights, uri),
         revision=fetched.revision,
+        adapters=_adapters(model, fetcher, config, digest),
     )
+
+
+def _adapters(model: ModelConfig, fetcher: Fetcher, config: Any, base: str) -> tuple[PreparedAdapter, ...]:
+    """Fetched and checked, oldest first. TrainerFailure where one is none, or belongs to another base or another
+    model."""
+    read: list[Adapter] = []
+    prepared = []
+    for source in model.adapters:
+        fetched = fetcher.fetch(source, "model")
+        adapter = read_adapter(fetched.path, source.uri)
+        check_base(adapter, base, read)
+        check_fits(adapter, config, trust_remote_code=model.trust_remote_code)
+        read.append(adapter)
+        prepared.append(PreparedAdapter(dir=str(fetched.path), digest=adapter.digest, revision=fetched.revision))
+    return tuple(prepared)
 
 
 def scratch_model(scratch: Scratch, folder: Path, fetcher: Fetcher, texts: Callable[[], Iterable[str]]) -> StartModel:

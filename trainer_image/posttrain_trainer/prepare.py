@@ -33,7 +33,7 @@ from posttrain_trainer.environment import load_config
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.fetch import Fetcher
 from posttrain_trainer.mixture import epoch_rows, parts_of
-from posttrain_trainer.model_start import StartModel, given_model, scratch_model
+from posttrain_trainer.model_start import StartModel, reference_model, scratch_model, starting_model
 from posttrain_trainer.prepared import MANIFEST, Prepared, read_manifest, write_manifest
 from posttrain_trainer.record import ENV_ATTEMPT, PREPARE, failed, write_end
 from posttrain_trainer.resolve import Facts, resolve
@@ -115,6 +115,7 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
     train = _open(config, config.data.train, "train", paths)
     evaluation = _open(config, config.data.eval, "eval", paths)
     model = _model(config, paths, fetcher, train)
+    reference = reference_model(config, fetcher, model)
     loss_on = config.data.loss_on if config.stage in ("Pretrain", "SFT") else "Completion"
     vocabulary = _vocabulary(model, [*train, *evaluation], loss_on)
     data = _within_positions(config.data, model.positions)
@@ -131,6 +132,10 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
         config_digest=digest,
         model_dir=str(model.folder),
         model_digest=model.digest,
+        adapters=model.adapters,
+        reference_dir=str(reference.folder) if reference else None,
+        reference_digest=reference.digest if reference else None,
+        reference_adapters=reference.adapters if reference else (),
         tokenizer_dir=str(paths.attempt / "tokenizer"),
         train_dir=str(paths.attempt / "train"),
         eval_dir=str(paths.attempt / "eval") if held_out else None,
@@ -169,7 +174,7 @@ def _open(config: TrainerConfig, sources: tuple[DataSource, ...], role: str, pat
 def _model(config: TrainerConfig, paths: Paths, fetcher: Fetcher, train: build.Sources) -> StartModel:
     scratch = config.model.scratch
     if scratch is None:
-        return given_model(config.model, fetcher)
+        return starting_model(config, fetcher)
     return scratch_model(scratch, paths.attempt / "model", fetcher, lambda: _texts(train))
 
 

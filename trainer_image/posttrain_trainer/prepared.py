@@ -16,6 +16,14 @@ from posttrain_api.records import DataReport, Resolved
 MANIFEST = "manifest.json"
 
 
+class PreparedAdapter(Model):
+    """An adapter of an earlier job. `digest`: over its configuration and its weights."""
+
+    dir: str
+    digest: str
+    revision: str | None = None
+
+
 class Prepared(Model):
     """The manifest. Folders are absolute paths; `config_digest` is that of the TrainerConfig it was made for."""
 
@@ -24,10 +32,14 @@ class Prepared(Model):
     """Folder with config.json and weights; for a scratch model config.json only: weights come from the seed."""
     model_digest: str
     """Over names and contents of config and weight files: a checkpoint of another model is refused by it."""
+    adapters: tuple[PreparedAdapter, ...] = ()
+    """Of `model.adapters`, oldest first."""
     reference_dir: str | None = None
     """Folder of the reference's config and weights; None: the reference is the starting policy."""
     reference_digest: str | None = None
     """As `model_digest`, of the reference."""
+    reference_adapters: tuple[PreparedAdapter, ...] = ()
+    """Of `reference.adapters`, oldest first."""
     tokenizer_dir: str
     train_dir: str
     eval_dir: str | None = None
