@@ -51,7 +51,7 @@ def test_other_classifiers_are_refused(tmp_path: Path) -> None:
     config = Shape().config()
     config.num_labels = 3
     transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(TrainerFailure, match="mismatched, the first is score.weight") as caught:
+    with pytest.raises(TrainerFailure, match=r"mismatched, the first is score\.weight") as caught:
         load_reward(ModelFolder(tmp_path), tmp_path, 0)
     assert caught.value.reason is Reason.MODEL_INCOMPATIBLE
 

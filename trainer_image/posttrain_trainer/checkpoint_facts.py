@@ -30,6 +30,7 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
         "world size": ranks,
         "deepspeed.zeroStage": resolved.zero_stage,
         "model digest": prepared.model_digest,
+        "model adapters": ", ".join(adapter.digest for adapter in prepared.adapters) or None,
         "data digest": prepared.data_digest,
         "stage": config.stage,
         "tuning": config.tuning,

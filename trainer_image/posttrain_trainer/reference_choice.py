@@ -81,7 +81,8 @@ class Compared:
         given = {"source": reference.source, "adapters": reference.adapters, "scratch": None}
         model = config.model.model_copy(update=given)
         whole = config.model_copy(update={"model": model, "tuning": "Full", "lora": None})
-        return whole, prepared.model_copy(update={"model_dir": prepared.reference_dir})
+        there = {"model_dir": prepared.reference_dir, "adapters": prepared.reference_adapters}
+        return whole, prepared.model_copy(update=there)
 
     def _cached(self, sets: Sequence[tuple[Path, TokenSet]]) -> Iterator[Reference | None]:
         """From storage, computed first where it is not there; a second model is freed when the last set is done. None
