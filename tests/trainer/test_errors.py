@@ -1,12 +1,13 @@
 """Reasons by exception, and the end record that ranks leave for the launcher."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from posttrain_api.reasons import Reason
+from posttrain_api.reasons import REASONS, Effect, Reason
 from posttrain_api.records import (
     MAX_TERMINATION_BYTES,
     Checkpoint,
@@ -15,7 +16,7 @@ from posttrain_api.records import (
     parse_termination,
     render_termination,
 )
-from posttrain_trainer.errors import TrainerFailure, classify
+from posttrain_trainer.errors import TrainerFailure, classify, readable
 from posttrain_trainer.record import clear_ends, failed, preempted, read_ends, succeeded, write_end
 
 
@@ -88,3 +89,22 @@ def test_a_success_fits_whatever_its_uris_are_written_in() -> None:
     text = render_termination(Success(output=output, step=1, metrics={"loss": 1.0}, checkpoint=saved))
     assert len(text.encode()) <= MAX_TERMINATION_BYTES
     assert parse_termination(text) == Success(output=output, step=1)
+
+
+def test_a_file_that_may_not_be_read_is_a_permanent_failure() -> None:
+    with pytest.raises(TrainerFailure) as refused, readable(Reason.DATASET_NOT_FOUND, "pvc://data/train.jsonl"):
+        raise PermissionError(errno.EACCES, "Permission denied", "/claims/data/train.jsonl")
+    reason, message = classify(refused.value)
+    assert (reason, REASONS[reason].effect) == (Reason.DATASET_NOT_FOUND, Effect.FAILED)
+    assert message.startswith(
+        "pvc://data/train.jsonl: permission denied for /claims/data/train.jsonl; this process has "
+    )
+    assert f"uid {os.geteuid()} and groups {os.getegid()}" in message
+
+
+def test_a_library_that_tells_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TrainerFailure, match="permission denied for /claims/a.parquet"):
+        with readable(Reason.DATASET_NOT_FOUND, "a.parquet", Path("/claims/a.parquet")):
+            raise PermissionError("Failed to open local file")
+    with pytest.raises(ValueError, match="another"), readable(Reason.DATASET_NOT_FOUND, "a.parquet"):
+        raise ValueError("another error goes on")

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from posttrain_api.names import BEST_DIR
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Best
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.metrics import Metrics
-
-BEST_DIR = "best"
-"""Folder of the exported best model, beside `output`."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from posttrain_api.names import OUTPUT_DIR
+from posttrain_api.names import BEST_DIR, OUTPUT_DIR
 from posttrain_api.records import Best
 from posttrain_trainer.assemble import Job
-from posttrain_trainer.best import BEST_DIR
 from posttrain_trainer.export import Finished, export, put_in_place
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.loop import Parts

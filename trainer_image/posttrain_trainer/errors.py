@@ -8,7 +8,10 @@ at the top of a process. It goes by type names and system error numbers, so that
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from posttrain_api.reasons import Reason
 
@@ -59,6 +62,26 @@ def classify(error: BaseException) -> tuple[Reason, str]:
 def describe(error: BaseException) -> str:
     """`Type: text`, bounded."""
     return printable(f"{type(error).__name__}: {error}")[:MAX_MESSAGE]
+
+
+@contextmanager
+def readable(reason: Reason, where: str, path: Path | None = None) -> Iterator[None]:
+    """Inside it a file that this process may not read is a TrainerFailure with `reason`: another attempt would be
+    refused too. `where`: the source as the user named it; `path`: of a library that does not tell the file."""
+    try:
+        yield
+    except PermissionError as error:
+        name = error.filename or path
+        raise TrainerFailure(
+            reason,
+            f"{where}: permission denied{f' for {name}' if name else ''}; this process has uid {os.geteuid()} and "
+            f"groups {_groups()}. Let one of them read the files and enter their folders (chmod -R a+rX), then run the "
+            "job anew.",
+        ) from error
+
+
+def _groups() -> str:
+    return ", ".join(str(group) for group in sorted({os.getegid(), *os.getgroups()}))
 
 
 def printable(text: str) -> str:
