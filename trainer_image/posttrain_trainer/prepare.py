@@ -12,49 +12,22 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from posttrain_api.names import PREPARED_DIR
-from posttrain_api.trainer import DataConfig, DataSource, TrainerConfig
-from posttrain_trainer import preflight
-from posttrain_trainer.data import build
-from posttrain_trainer.data.fit import Limits
-from posttrain_trainer.data.messages import RowRefused
-from posttrain_trainer.data.readers import Row, list_files
-from posttrain_trainer.data.rows import Text, parse_row
-from posttrain_trainer.data.schema import LossOn
-from posttrain_trainer.data.tokenise import Tokeniser
-from posttrain_trainer.data.vocabulary import Vocabulary
+from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.environment import load_config
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.fetch import Fetcher
-from posttrain_trainer.mixture import epoch_rows, parts_of
 from posttrain_trainer.model_start import StartModel, reference_model, scratch_model, starting_model
+from posttrain_trainer.prepare_data import Opened, open_sources, texts, token_sets
+from posttrain_trainer.prepare_paths import Paths
 from posttrain_trainer.prepared import MANIFEST, Prepared, read_manifest, write_manifest
 from posttrain_trainer.record import ENV_ATTEMPT, PREPARE, failed, write_end
 from posttrain_trainer.resolve import Facts, resolve
 
 _log = logging.getLogger("posttrain.prepare")
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where this attempt of prepare writes. `hub` is shared by attempts: a download goes on where it stopped."""
-
-    root: Path
-    attempt: Path
-    hub: Path
-    cache: Path
-
-    @classmethod
-    def of(cls, config: TrainerConfig, attempt: str) -> Paths:
-        """The folders of a config."""
-        root = Path(config.run_dir) / PREPARED_DIR
-        return cls(root, root / f"attempt-{attempt}", root / "hub", Path(config.work_dir) / "datasets")
 
 
 def main() -> int:
@@ -112,22 +85,11 @@ def _remove_others(paths: Paths) -> None:
 
 def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
     fetcher = Fetcher(paths.hub, config.model.trust_remote_code)
-    train = _open(config, config.data.train, "train", paths)
-    evaluation = _open(config, config.data.eval, "eval", paths)
-    model = _model(config, paths, fetcher, train)
+    opened = open_sources(config, paths)
+    model = _model(config, paths, fetcher, opened)
     reference = reference_model(config, fetcher, model)
-    loss_on = config.data.loss_on if config.stage in ("Pretrain", "SFT") else "Completion"
-    vocabulary = _vocabulary(model, [*train, *evaluation], loss_on)
-    data = _within_positions(config.data, model.positions)
-    tokeniser = Tokeniser(vocabulary, Limits(data.max_length, data.too_long, data.max_prompt_length), loss_on)
-    built = build.build(paths.attempt / "train", "train", train, data, tokeniser)
-    shown = preflight.report(built.samples, vocabulary, _chat(train))
-    (paths.attempt / "preflight.txt").write_text(shown + "\n")
-    _log.info("the first rows as the model will see them:\n%s", shown)
-    held_out = build.build(paths.attempt / "eval", "eval", evaluation, data, tokeniser) if evaluation else None
-    rows = _epoch_rows(config, built)
-    model.tokenizer.save_pretrained(paths.attempt / "tokenizer")
-    facts = Facts(rows, model.parameters, _accelerator_memory(config), model.revision)
+    sets = token_sets(config, paths, opened, model)
+    facts = Facts(sets.rows, model.parameters, _accelerator_memory(config), model.revision)
     return Prepared(
         config_digest=digest,
         model_dir=str(model.folder),
@@ -138,79 +100,19 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
         reference_adapters=reference.adapters if reference else (),
         tokenizer_dir=str(paths.attempt / "tokenizer"),
         train_dir=str(paths.attempt / "train"),
-        eval_dir=str(paths.attempt / "eval") if held_out else None,
-        data_digest=build.digest_of(paths.attempt / "train"),
-        data_report=built.report,
-        eval_report=held_out.report if held_out else None,
+        eval_dir=str(paths.attempt / "eval") if sets.evaluation else None,
+        data_digest=sets.train.digest,
+        data_report=sets.train.report,
+        eval_report=sets.evaluation.report if sets.evaluation else None,
         resolved=resolve(config, facts),
     )
 
 
-def _epoch_rows(config: TrainerConfig, built: build.Built) -> int:
-    rows, batch = epoch_rows(parts_of(config.data.train, built.sources)), config.training.batch_size
-    if rows < batch:
-        _log.warning("an epoch has %d rows, training.batchSize is %d: a step has rows of several epochs", rows, batch)
-    return rows
-
-
-def _open(config: TrainerConfig, sources: tuple[DataSource, ...], role: str, paths: Paths) -> build.Sources:
-    """The files of each source and its row kind: all paths and schemas are checked before anything is tokenised."""
-    fetcher = Fetcher(paths.hub)
-    opened = []
-    for source in sources:
-        fetched = fetcher.fetch(source, "dataset")
-        if not source.uri.startswith("hf://"):
-            files = list_files(fetched.path, source.uri, source.format)
-        else:
-            # Imported here: `datasets` takes seconds to load, and mounted data do not need it.
-            from posttrain_trainer.data.hub_files import hub_files
-
-            files = hub_files(fetched.path, source, role, paths.cache)
-        one = build.OpenSource(source, tuple(files))
-        opened.append((one, build.schema_of(one, config)))
-    return opened
-
-
-def _model(config: TrainerConfig, paths: Paths, fetcher: Fetcher, train: build.Sources) -> StartModel:
+def _model(config: TrainerConfig, paths: Paths, fetcher: Fetcher, opened: Opened) -> StartModel:
     scratch = config.model.scratch
     if scratch is None:
         return starting_model(config, fetcher)
-    return scratch_model(scratch, paths.attempt / "model", fetcher, lambda: _texts(train))
-
-
-def _texts(sources: build.Sources) -> Iterator[str]:
-    """All strings that a tokenizer should know; refused rows are counted when the rows are tokenised."""
-    for opened, schema in sources:
-        for record in opened.records():
-            if schema is None or not isinstance(record, Row):
-                continue
-            try:
-                row = parse_row(record.values, schema.kind, schema.mapping, "All")
-            except RowRefused:
-                continue
-            if isinstance(row, Text):
-                yield row.text
-
-
-def _vocabulary(model: StartModel, sources: build.Sources, loss_on: LossOn) -> Vocabulary:
-    vocabulary = Vocabulary(model.tokenizer, model.where)
-    if _chat(sources):
-        vocabulary.require_chat()
-        if loss_on == "Assistant":
-            vocabulary.require_markers()
-    return vocabulary
-
-
-def _chat(sources: build.Sources) -> bool:
-    return any(schema is not None and schema.chat for _, schema in sources)
-
-
-def _within_positions(data: DataConfig, positions: int | None) -> DataConfig:
-    """With the limit that holds: a model has no use for tokens past its last position."""
-    if positions is None or positions >= data.max_length:
-        return data
-    _log.warning("data.maxLength is %d, the model has %d positions: those are the limit", data.max_length, positions)
-    return data.model_copy(update={"max_length": positions})
+    return scratch_model(scratch, paths.attempt / "model", fetcher, lambda: texts(opened.train))
 
 
 def _accelerator_memory(config: TrainerConfig) -> int | None:

@@ -41,8 +41,8 @@ class OpenSource:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.path.stat().st_size for file in self.files)
+        """Bytes of all files; one that is gone has none, and is named when it is read."""
+        return sum(file.path.stat().st_size for file in self.files if file.path.exists())
 
     def records(self) -> Iterator[Row | Broken]:
         """The rows of all files, at most maxRows."""
@@ -64,19 +64,21 @@ Sources = Sequence[tuple[OpenSource, Schema | None]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One of the first rows, kept to be shown with its mask."""
+    """One of the first rows, kept to be shown with its mask. `number`: its (first) training row in the set."""
 
     place: Place
+    number: int
     row: TrainingRow
 
 
 @dataclass(frozen=True)
 class Built:
-    """What became of the rows, training rows of each source, and the first of them."""
+    """What became of the rows, training rows of each source, the first of them, and the digest of the set."""
 
     report: DataReport
     sources: tuple[int, ...]
     samples: tuple[Sample, ...]
+    digest: str
 
 
 def schema_of(opened: OpenSource, config: TrainerConfig) -> Schema | None:
@@ -122,11 +124,11 @@ def build(
                 if isinstance(outcome, RowRefused):
                     tally.refuse(place, outcome)
                 else:
+                    if len(samples) < SAMPLES:
+                        samples.append(Sample(place, tally.training_rows, outcome.rows[0]))
                     tally.use(outcome)
                     for row in outcome.rows:
                         writer.append(*row.examples, **{**dict.fromkeys(columns, 0.0), **row.values})
-                    if len(samples) < SAMPLES:
-                        samples.append(Sample(place, outcome.rows[0]))
                 progress.advance(size, f"{tally.rows} rows, {tally.tokens} tokens")
                 if tally.hopeless(config):
                     break
@@ -135,7 +137,7 @@ def build(
     if tally.first:
         tally.write_refused(folder.parent / f"refused-{name}.jsonl")
     judge(tally, config)
-    return Built(tally.report(), tuple(writer.sources), tuple(samples))
+    return Built(tally.report(), tuple(writer.sources), tuple(samples), digest_of(folder))
 
 
 def _arity(sources: Sources) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.errors import TrainerFailure, printable
+from posttrain_trainer.errors import TrainerFailure, printable, readable
 from posttrain_trainer.nearest import nearest_names
 
 FORMATS = {
@@ -82,7 +83,7 @@ def list_files(path: Path, uri: str, wanted: str = "Auto") -> list[DataFile]:
         return [DataFile(path, printable(path.name), _format(path, uri, wanted))]
     if not path.is_dir():
         raise TrainerFailure(Reason.DATASET_NOT_FOUND, f"{uri}: {path} does not exist. {nearest_names(path)}")
-    found = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file.relative_to(path))]
+    found = [file for file in _below(path) if not _hidden(file.relative_to(path))]
     files = [file for file in found if file.suffix in FORMATS and (wanted in ("Auto", FORMATS[file.suffix]))]
     if not files:
         kinds = ", ".join(FORMATS)
@@ -95,9 +96,26 @@ def list_files(path: Path, uri: str, wanted: str = "Auto") -> list[DataFile]:
 
 
 def read(file: DataFile) -> Iterator[Row | Broken]:
-    """The rows of one file in their order."""
+    """The rows of one file in their order. DatasetNotFound where it is gone since it was listed."""
     readers = {"JSONL": _read_jsonl, "Parquet": _read_parquet, "Arrow": _read_arrow}
-    return readers[file.format](file)
+    try:
+        with readable(Reason.DATASET_NOT_FOUND, file.name, file.path):
+            yield from readers[file.format](file)
+    except FileNotFoundError as error:
+        raise TrainerFailure(
+            Reason.DATASET_NOT_FOUND,
+            f"{file.name}: {file.path} was listed and is gone. Put it back and run the job anew; leave data as they "
+            "are while a job prepares.",
+        ) from error
+
+
+def _below(folder: Path) -> list[Path]:
+    """Every file, sorted. PermissionError for a folder that may not be listed: Path.rglob would pass over it."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    return sorted(Path(where) / name for where, _, names in os.walk(folder, onerror=fail) for name in names)
 
 
 def _hidden(path: Path) -> bool:
