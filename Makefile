@@ -32,7 +32,7 @@ TYPED = $(foreach p,posttrain_api posttrain_operator posttrain_cli posttrain_tra
 # Two makes at once would build the same folder: the second waits for the first.
 ALONE = mkdir -p .build && flock .build/lock $(MAKE) --no-print-directory
 
-.PHONY: help env images-local binaries stores lint format crds locks unit cluster test demo clean distclean
+.PHONY: help env images-local binaries stores lint format crds locks unit cluster test demo bench-trainer gpu-check clean distclean
 
 help: ## this list
 	@echo "usage: make <target>   (a fresh machine needs: Linux, python3.11 or newer with venv, git, make; Go comes by itself)"
@@ -146,6 +146,12 @@ locks: $(UV) ## locks/*.txt from pyproject.toml (UPGRADE=1 takes newer versions)
 
 demo: env images-local binaries ## a real control plane on this machine, and training jobs on it
 	$(PY) -m demo </dev/null
+
+bench-trainer: env ## tokens per second and memory beside TRL's trainers (BENCH_ARGS="--quick" or --help for more)
+	$(PY) -m benchmarks.trainer_vs_trl $(BENCH_ARGS) </dev/null
+
+gpu-check: env ## what only a CUDA machine can show; says so and ends where there is none
+	$(PY) -m benchmarks.gpu_check $(BENCH_ARGS) </dev/null
 
 clean: ## caches and built environments, .venv is kept
 	rm -rf .build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
