@@ -100,11 +100,11 @@ class Compared:
         """What the reference's log-probabilities depend on, beside the token set whose folder holds them. The data
         digest is over tokens, so over template and lengths too."""
         config, prepared = self.config, self.prepared
-        model = config.model if config.reference is None else config.reference
+        own = config.reference is None
         tokenizer = [path for path in Path(prepared.tokenizer_dir).iterdir() if path.is_file()]
         return {
-            "model": prepared.model_digest if config.reference is None else prepared.reference_digest,
-            "adapters": [adapter.to_wire() for adapter in model.adapters],
+            "model": prepared.model_digest if own else prepared.reference_digest,
+            "adapters": [each.digest for each in (prepared.adapters if own else prepared.reference_adapters)],
             "data": prepared.data_digest,
             "tokenizer": digest_of(tokenizer),
             "max length": config.data.max_length,
