@@ -102,9 +102,9 @@ def test_a_file_that_may_not_be_read_is_a_permanent_failure() -> None:
     assert f"uid {os.geteuid()} and groups {os.getegid()}" in message
 
 
-def test_a_library_that_tells_no_file(tmp_path: Path) -> None:
-    with pytest.raises(TrainerFailure, match="permission denied for /claims/a.parquet"):
-        with readable(Reason.DATASET_NOT_FOUND, "a.parquet", Path("/claims/a.parquet")):
-            raise PermissionError("Failed to open local file")
+def test_a_library_that_tells_no_file() -> None:
+    told = readable(Reason.DATASET_NOT_FOUND, "a.parquet", Path("/claims/a.parquet"))
+    with pytest.raises(TrainerFailure, match=r"permission denied for /claims/a\.parquet"), told:
+        raise PermissionError("Failed to open local file")
     with pytest.raises(ValueError, match="another"), readable(Reason.DATASET_NOT_FOUND, "a.parquet"):
         raise ValueError("another error goes on")

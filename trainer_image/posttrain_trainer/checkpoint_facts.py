@@ -33,11 +33,15 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
         "model adapters": ", ".join(adapter.digest for adapter in prepared.adapters) or None,
         "data digest": prepared.data_digest,
         "stage": config.stage,
+        "algorithm": config.algorithm,
+        "reference digest": prepared.reference_digest,
+        "reference adapters": ", ".join(adapter.digest for adapter in prepared.reference_adapters) or None,
         "tuning": config.tuning,
         "lora": str(sorted(lora.items())) if lora else None,
         "training.batchSize": training.batch_size,
         "training.seed": training.seed,
         "training.precision": resolved.precision,
+        "deepspeed.overrides": str(sorted(config.deepspeed.overrides.items())) if config.deepspeed.overrides else None,
     }
     course: dict[str, Scalar] = {
         "training.learningRate": training.learning_rate,
@@ -49,8 +53,17 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
         "training.betas": f"{training.beta1}, {training.beta2}",
         "training.epsilon": training.epsilon,
         "training.maxGradNorm": training.max_grad_norm,
+        **_objective(config),
     }
     return Facts(shape, course)
+
+
+def _objective(config: TrainerConfig) -> dict[str, Scalar]:
+    """What the stage's loss has of its own."""
+    if config.stage == "Preference":
+        settings = config.preference.to_wire()
+        return {f"preference.{name}": value for name, value in settings.items()}
+    return {"rewardModel.centering": config.reward_model.centering} if config.stage == "RewardModel" else {}
 
 
 def differences(checkpoint: Facts, job: Facts, own: bool) -> list[str]:

@@ -66,12 +66,16 @@ def describe(error: BaseException) -> str:
 
 @contextmanager
 def readable(reason: Reason, where: str, path: Path | None = None) -> Iterator[None]:
-    """Inside it a file that this process may not read is a TrainerFailure with `reason`: another attempt would be
-    refused too. `where`: the source as the user named it; `path`: of a library that does not tell the file."""
+    """Inside it a file that this process may not read is a TrainerFailure with `reason`, also where something else
+    was made of it: another attempt would be refused too. `where`: the source as the user named it; `path`: of a library
+    that does not tell the file."""
     try:
         yield
-    except PermissionError as error:
-        name = error.filename or path
+    except Exception as error:
+        denied = next((cause for cause in _chain(error) if isinstance(cause, PermissionError)), None)
+        if denied is None:
+            raise
+        name = denied.filename or path
         raise TrainerFailure(
             reason,
             f"{where}: permission denied{f' for {name}' if name else ''}; this process has uid {os.geteuid()} and "

@@ -10,10 +10,10 @@ from typing import Any
 import transformers
 
 from posttrain_api.reasons import Reason
-from posttrain_api.trainer import ModelConfig, Scratch, TrainerConfig
+from posttrain_api.trainer import ModelConfig, Scratch, Source, TrainerConfig
 from posttrain_trainer import model_files, tokenizer
 from posttrain_trainer.adapters import Adapter, check_base, check_fits, check_use, read_adapter
-from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.errors import TrainerFailure, readable
 from posttrain_trainer.fetch import Fetcher
 from posttrain_trainer.prepared import PreparedAdapter
 from posttrain_trainer.score_model import pad_token
@@ -67,8 +67,13 @@ def given_model(model: ModelConfig, fetcher: Fetcher) -> StartModel:
     """The model of `model.source`, fetched and checked; its tokenizer with `chatTemplate` in place if one is set."""
     if model.source is None:
         raise TrainerFailure(Reason.MODEL_NOT_FOUND, "model: neither source nor scratch is set.")
-    uri = model.source.uri
-    fetched = fetcher.fetch(model.source, "model")
+    with readable(Reason.MODEL_ACCESS_DENIED, model.source.uri):
+        return _given(model, model.source, fetcher)
+
+
+def _given(model: ModelConfig, source: Source, fetcher: Fetcher) -> StartModel:
+    uri = source.uri
+    fetched = fetcher.fetch(source, "model")
     folder = fetched.path
     model_files.require_folder(folder, uri)
     weights = model_files.weight_files(folder, uri)
