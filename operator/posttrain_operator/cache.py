@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from posttrain_operator.records import ChildRecord, JobRecord, Key, PodRecord
 
@@ -59,13 +60,13 @@ class Cache:
     def put_pod(self, pod: PodRecord) -> None:
         old = self._pods[pod.job].get(pod.uid)
         if pod.uid not in self._deleted and not (old and not _newer(pod, old)):
-            self._pods[pod.job][pod.uid] = pod
+            self._pods[pod.job][pod.uid] = _remembering(pod, old)
 
     def drop_pod(self, pod: PodRecord) -> None:
         """The pod is gone; `pod` is what was last seen of it and is kept."""
         self._bury(pod.uid)
         if pod.job in self.jobs:
-            self._pods[pod.job][pod.uid] = pod.as_gone()
+            self._pods[pod.job][pod.uid] = _remembering(pod, self._pods[pod.job].get(pod.uid)).as_gone()
         else:
             self._pods[pod.job].pop(pod.uid, None)
             self._tidy(pod.job)
@@ -133,6 +134,11 @@ class Cache:
         self._deleted[uid] = None
         while len(self._deleted) > _TOMBSTONES:
             self._deleted.popitem(last=False)
+
+
+def _remembering(pod: PodRecord, old: PodRecord | None) -> PodRecord:
+    """The kubelet's last deletion has no grace any more: that somebody asked is known from before."""
+    return replace(pod, asked=True) if old and old.asked and not pod.asked else pod
 
 
 def _newer(new: JobRecord | ChildRecord | PodRecord, old: JobRecord | ChildRecord | PodRecord) -> bool:

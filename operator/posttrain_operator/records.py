@@ -115,6 +115,8 @@ class PodRecord:
     """Reason of the DisruptionTarget condition."""
     mounted: bool = False
     """Whether its volumes are there: the kubelet makes the sandbox after them (PodReadyToStartContainers)."""
+    asked: bool = False
+    """Whether it was told to end before it ended: deleted with a grace (a drain, a suspension), by whomever."""
     owned: bool = False
     """Whether the job's PyTorchJob controls it. A pod that only wears the labels is none of the job's."""
     gone: bool = False

@@ -44,6 +44,9 @@ class Timing:
     """A pod that is Terminating so long beyond its grace on a lost node is deleted by force."""
     lookup: float = 10
     """A claim, ConfigMap or conflict that was found is believed for so long."""
+    restart: float = 10
+    """Pause before the next attempt after one that never trained; doubled each time, up to the limit."""
+    restart_limit: float = 300
     backoff: float = 1
     backoff_limit: float = 300
     resync: float = 600

@@ -110,6 +110,7 @@ def pod_record(obj: Object) -> PodRecord | None:
         node=(obj.get("spec") or {}).get("nodeName"),
         deleting_since=metadata.get("deletionTimestamp"),
         grace=metadata.get("deletionGracePeriodSeconds"),
+        asked=_asked(metadata, status),
         ready=ready.get("status") == "True",
         ready_since=ready.get("lastTransitionTime"),
         unschedulable=_unschedulable(conditions),
@@ -121,6 +122,12 @@ def pod_record(obj: Object) -> PodRecord | None:
         mounted=(conditions.get("PodReadyToStartContainers") or {}).get("status") == "True",
         owned=_made_by(metadata, labels[names.LABEL_JOB_NAME]),
     )
+
+
+def _asked(metadata: Object, status: Object) -> bool:
+    """The training-operator deletes failed pods after their end; that has no grace and asks for nothing."""
+    alive = status.get("phase") not in ("Succeeded", "Failed")
+    return "deletionTimestamp" in metadata and (alive or bool(metadata.get("deletionGracePeriodSeconds")))
 
 
 def _made_by(metadata: Object, job: str) -> bool:

@@ -68,6 +68,36 @@ def test_ends_are_kept_until_the_status_took_them() -> None:
     assert [p.uid for p in cache.pods(KEY)] == ["b"]
 
 
+def leaving(version: int, phase: str, grace: int) -> Any:
+    labels = {"posttrain.dev/job-name": "job", "posttrain.dev/job-uid": "u"}
+    metadata = {"name": "p", "namespace": "ns", "uid": "a", "resourceVersion": str(version), "labels": labels}
+    deletion = {"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": grace}
+    owners = {"ownerReferences": [OWNER]}
+    return pod_record({"metadata": {**metadata, **owners, **deletion}, "status": {"phase": phase}})
+
+
+def test_that_a_pod_was_asked_to_end_is_remembered() -> None:
+    """A drained pod is deleted with its grace, ends, and goes by a last deletion without one."""
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(leaving(2, "Running", 600))
+    cache.put_pod(leaving(3, "Failed", 0))
+    assert cache.pods(KEY)[0].asked
+    cache.drop_pod(leaving(4, "Failed", 0))
+    (record,) = cache.pods(KEY)
+    assert record.gone
+    assert record.asked
+
+
+def test_deleting_a_pod_that_has_ended_asks_for_nothing() -> None:
+    """As the training-operator does with a failed one."""
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod("a", 2, "Failed"))
+    cache.drop_pod(leaving(3, "Failed", 0))
+    assert [record.asked for record in cache.pods(KEY)] == [False]
+
+
 def test_nothing_is_kept_of_jobs_that_are_gone() -> None:
     cache = Cache()
     cache.put_job(job(1))

@@ -58,7 +58,7 @@ def test_grace() -> None:
         "kvHeads": 8,
     }
     seconds = plan({**PRETRAIN, "spec.model.scratch": large}).grace_seconds
-    assert seconds == 60 + -(-8_030_261_248 * 12 // 10**8), "the parameters of Llama 3 8B, 12 bytes each, at 100 MB/s"
+    assert seconds == 60 + -(-8_030_261_248 * 16 // 10**8), "the parameters of Llama 3 8B, 16 bytes each, at 100 MB/s"
     assert plan(PRETRAIN).config.grace_seconds == small
 
 

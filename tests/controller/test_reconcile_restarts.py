@@ -54,7 +54,7 @@ def test_a_lost_peer_without_a_cause_is_the_cause() -> None:
     assert cluster.status["restarts"]["byCause"] == {"PeerLost": 1}
 
 
-@pytest.mark.parametrize(("code", "spent"), [(143, 0), (137, 1), (161, 1)])
+@pytest.mark.parametrize(("code", "spent"), [(143, 1), (137, 1), (161, 1)])
 def test_what_a_restart_costs(code: int, spent: int) -> None:
     cluster = running_cluster()
     cluster.end(cluster.uid("worker"), code)
@@ -76,12 +76,51 @@ def test_the_budget_ends() -> None:
     assert cluster.status["restarts"]["total"] == RESTART_BUDGET
 
 
-def test_preemption_never_ends_a_job() -> None:
+@pytest.mark.parametrize("first", ["master", "worker"])
+def test_preemption_never_ends_a_job(first: str) -> None:
+    """One pod is told to end; the other saves with it and may end first."""
     cluster = running_cluster()
     for _ in range(RESTART_BUDGET + 2):
-        cluster.end(cluster.uid("master"), 143)
+        cluster.terminate(cluster.uid("worker"), 600)
+        cluster.end(cluster.uid(first), 143, said(Reason.PREEMPTED, 143))
+        cluster.step()
         everybody(cluster)
     assert cluster.status["state"] == "Running"
+    assert cluster.status["restarts"] == {"total": 0, "byCause": {"Preempted": RESTART_BUDGET + 2}}
+
+
+def test_an_end_by_sigterm_that_nobody_asked_for_counts() -> None:
+    """An image that always exits with 143 would be restarted for ever."""
+    cluster = running_cluster()
+    for _ in range(RESTART_BUDGET):
+        cluster.end(cluster.uid("master"), 143)
+        everybody(cluster)
+    assert cluster.status["restarts"]["total"] == RESTART_BUDGET
+    cluster.end(cluster.uid("master"), 143)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["reason"]) == ("Failed", "RestartBudgetExhausted")
+    assert cluster.status["failure"]["reason"] == "Preempted"
+    assert "nobody had asked a pod to end" in cluster.status["failure"]["message"]
+
+
+def test_a_node_that_shuts_down_asks() -> None:
+    cluster = running_cluster()
+    uid = cluster.uid("master")
+    disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+    cluster.pods[uid]["status"]["conditions"].append(disrupted)
+    cluster.end(cluster.uid("worker"), 143)
+    everybody(cluster)
+    assert cluster.status["restarts"]["total"] == 0
+
+
+def test_an_end_that_was_missed_may_have_been_asked_for() -> None:
+    """While no operator ran, a drained pod went and its peer ended with it."""
+    cluster = running_cluster()
+    cluster.vanish(cluster.uid("worker"))
+    cluster.forget()
+    cluster.end(cluster.uid("master"), 143)
+    everybody(cluster)
+    assert cluster.status["restarts"]["total"] == 0
 
 
 @pytest.mark.parametrize(("second_step", "state"), [(3, "Failed"), (4, "Running")])

@@ -30,6 +30,14 @@ class Restarts(Model):
 
     total: int | None = optional("All restarts that used up the budget", example=1, ge=0, le=2**31 - 1)
     by_cause: Counts | None = optional("Restarts by their reason", example={"PeerLost": 1})
+    pause_seconds: int | None = optional(
+        "Pause before the next attempt, because the last one ended before it trained; it doubles each time",
+        unit="seconds",
+        example=20,
+        ge=0,
+        le=2**31 - 1,
+    )
+    not_before: RFC3339 | None = optional("When that pause ends", example="2026-01-31T12:00:20Z")
 
 
 class Attempt(Model):

@@ -14,8 +14,9 @@ from posttrain_operator.plan.model import parameters_of
 from posttrain_operator.plan.quantities import GI, read_quantity, write_bytes
 from posttrain_operator.plan.types import Placement, Resources
 
-BYTES_PER_PARAMETER = 12
-"""Of a checkpoint in fp32: weight and AdamW's two moments."""
+BYTES_PER_PARAMETER = 16
+"""Of a checkpoint at most, in fp32: the model's weight, the optimizer's own copy of it (ZeRO 1 and 2) and AdamW's two
+moments."""
 SAVE_BYTES_PER_SECOND = 100 * 10**6
 """What a slow shared volume takes."""
 GRACE_FLOOR = 60

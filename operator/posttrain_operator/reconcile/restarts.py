@@ -1,7 +1,8 @@
 """Gang restarts: one lost pod is the loss of all, so all are deleted and made again. Pure.
 
 First the decision is written (restarts, failure, attempts), then, in a later pass that reads it back, the recorded
-pods are deleted, and when all are gone the next set is adopted. Preemption and node loss use up no budget.
+pods are deleted, and when all are gone the next set is adopted. Preemption and node loss use up no budget. An end by
+SIGTERM that nobody asked for does: an image that always ends so would be restarted for ever.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from posttrain_api.reasons import REASONS, Budget, Reason
+from posttrain_api.reasons import Reason
 from posttrain_operator.actions import Delete, Event, Object
 from posttrain_operator.facts import JobFacts, Observation
-from posttrain_operator.reconcile import lookups
+from posttrain_operator.reconcile import lookups, pauses
 from posttrain_operator.reconcile.attempt import AttemptView, adopted, ripe
-from posttrain_operator.reconcile.endings import described, failure_of
+from posttrain_operator.reconcile.causes import Cause, cause_from, lost
+from posttrain_operator.reconcile.endings import failure_of
 from posttrain_operator.reconcile.ends import Fate, PodEnd, cause_of, read_ends
 from posttrain_operator.records import PodRecord
 from posttrain_operator.status import accounting
@@ -63,8 +65,8 @@ def _decide(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) 
         message = "a pod has lost its peers; the cause is being looked for"
         return starting(job.status.get("state", "Running"), "PeerLost", message).after(wait)
     if failures:
-        return _restart(job, view, cause_of(failures), now)
-    return _replaced(job, view, now) if view.replaced else None
+        return _restart(job, seen, view, cause_of(failures), now)
+    return _replaced(job, seen, view, now) if view.replaced else None
 
 
 def _settling(failures: list[PodEnd], seen: Observation, view: AttemptView, now: datetime) -> float:
@@ -77,15 +79,18 @@ def _settling(failures: list[PodEnd], seen: Observation, view: AttemptView, now:
     return min(seen.timing.settle, seen.timing.settle - age) if age > -seen.timing.settle else 0.0
 
 
-def _replaced(job: JobFacts, view: AttemptView, now: datetime) -> Verdict:
+def _replaced(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     """A changed set without an end that explains it: a pod was replaced behind our back, perhaps while no operator
     ran."""
     if not view.old_live:
         return _all_new(job, view, now)
     names = ", ".join(pod.name for pod in view.fresh)
-    failure = {"reason": Reason.PEER_LOST, "message": f"{names} was replaced and its end is not known"}
-    exhausted = _exhausted(job, Reason.PEER_LOST, failure)
-    return exhausted or _begin(job, view, failure, str(failure["message"]), now)
+    cause = lost(f"{names} was replaced and its end is not known")
+    return _exhausted(job, cause) or _paused(job, seen, _begin(job, view, cause, now), now)
+
+
+def _paused(job: JobFacts, seen: Observation, decided: Verdict, now: datetime) -> Verdict:
+    return decided.having(restarts={**decided.changes["restarts"], **pauses.pause(job, seen.timing, now)})
 
 
 def _all_new(job: JobFacts, view: AttemptView, now: datetime) -> Verdict:
@@ -95,16 +100,16 @@ def _all_new(job: JobFacts, view: AttemptView, now: datetime) -> Verdict:
     return begun.having(attempts=view.number + 1, attempt=adopted(view, view.number + 1, now), usage=usage)
 
 
-def _restart(job: JobFacts, view: AttemptView, cause: PodEnd, now: datetime) -> Verdict:
-    failure = cause.to_failure()
-    reason = Reason(failure["reason"])
-    if reason is Reason.TRAINER_ERROR and _same_as_last(job, failure):
-        return failure_of(cause).having(usage=accounting.closing(job, now, lost=False))
-    exhausted = _exhausted(job, reason, failure)
+def _restart(job: JobFacts, seen: Observation, view: AttemptView, end: PodEnd, now: datetime) -> Verdict:
+    cause = cause_from(end, view)
+    if cause.reason is Reason.TRAINER_ERROR and _same_as_last(job, cause.failure):
+        return failure_of(end).having(usage=accounting.closing(job, now, lost=False))
+    exhausted = _exhausted(job, cause)
     if exhausted:
         return exhausted.having(usage=accounting.closing(job, now, lost=False))
-    decided = _begin(job, view, failure, described(cause), now)
-    if view.old_live or not view.fresh:
+    decided = _begin(job, view, cause, now)
+    decided = decided if cause.free else _paused(job, seen, decided, now)
+    if view.old_live or not view.fresh or "notBefore" in decided.changes["restarts"]:
         return decided
     return decided.having(attempt=adopted(view, view.attempts + 1, now))
 
@@ -115,36 +120,34 @@ def _same_as_last(job: JobFacts, failure: Mapping[str, Any]) -> bool:
     return last.get("reason") == failure["reason"] and last.get("step") == failure.get("step")
 
 
-def _exhausted(job: JobFacts, reason: Reason, failure: Mapping[str, Any]) -> Verdict | None:
+def _exhausted(job: JobFacts, cause: Cause) -> Verdict | None:
     used = int((job.status.get("restarts") or {}).get("total", 0))
-    if REASONS[reason].budget is Budget.FREE or used < RESTART_BUDGET:
+    if cause.free or used < RESTART_BUDGET:
         return None
-    message = f"{used} restarts are used up; the last cause is {reason}: {failure['message']}"
-    return failed(Reason.RESTART_BUDGET_EXHAUSTED, message).having(failure=dict(failure))
+    message = f"{used} restarts are used up; the last cause is {cause.reason}: {cause.failure['message']}"
+    return failed(Reason.RESTART_BUDGET_EXHAUSTED, message).having(failure=dict(cause.failure))
 
 
-def _begin(job: JobFacts, view: AttemptView, failure: Mapping[str, Any], message: str, now: datetime) -> Verdict:
+def _begin(job: JobFacts, view: AttemptView, cause: Cause, now: datetime) -> Verdict:
     """The decision alone: what it condemns is deleted by the pass that reads it back."""
-    reason = Reason(failure["reason"])
     attempt = {**(job.status.get("attempt") or {}), "podUIDs": list(view.joined())}
     number = view.attempts + 1
-    verdict = starting("Restarting", reason, f"attempt {number} begins: {message}").having(
+    verdict = starting("Restarting", cause.reason, f"attempt {number} begins: {cause.told}").having(
         attempts=number,
         attempt={"number": max(1, view.number), **attempt},
-        restarts=counted(job.status.get("restarts") or {}, reason),
-        failure=dict(failure),
+        restarts=counted(job.status.get("restarts") or {}, cause),
+        failure=dict(cause.failure),
         usage=accounting.closing(job, now, lost=True),
     )
-    event = Event("Warning", reason, f"restarting all pods: {message}")
+    event = Event("Warning", cause.reason, f"restarting all pods: {cause.told}")
     return Verdict(**{**verdict.__dict__, "events": (event,), "requeue_after": 0.0})
 
 
-def counted(restarts: Mapping[str, Any], reason: Reason) -> dict[str, Any]:
+def counted(restarts: Mapping[str, Any], cause: Cause) -> dict[str, Any]:
     """status.restarts with one more; `total` has only those that use up the budget."""
     causes = dict(restarts.get("byCause") or {})
-    causes[str(reason)] = int(causes.get(str(reason), 0)) + 1
-    free = REASONS[reason].budget is Budget.FREE
-    return {"total": int(restarts.get("total", 0)) + (0 if free else 1), "byCause": causes}
+    causes[str(cause.reason)] = int(causes.get(str(cause.reason), 0)) + 1
+    return {"total": int(restarts.get("total", 0)) + (0 if cause.free else 1), "byCause": causes}
 
 
 def extended(view: AttemptView, seen: Observation, job: JobFacts, now: datetime) -> Mapping[str, Any] | None:
@@ -161,8 +164,8 @@ def lost_child(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     """
     if "backend" not in job.status or view.closed or (job.suspend and job.holds("Suspended")):
         return None
-    failure = {"reason": Reason.PEER_LOST, "message": "the PyTorchJob was deleted; it is made again"}
-    return _exhausted(job, Reason.PEER_LOST, failure) or _begin(job, view, failure, str(failure["message"]), now)
+    cause = lost("the PyTorchJob was deleted; it is made again")
+    return _exhausted(job, cause) or _begin(job, view, cause, now)
 
 
 def stuck(view: AttemptView, seen: Observation, now: datetime) -> tuple[Delete, ...]:

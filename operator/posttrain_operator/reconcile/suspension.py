@@ -1,4 +1,4 @@
-"""The user's `suspend` once a child exists. Pure.
+"""The user's `suspend` once a child exists, and the pause before an attempt. Pure.
 
 The child's own suspend deletes its pods; the trainer saves on SIGTERM. What the pods say at their end is read before
 (`endings` comes first), because a suspended child ignores it. Resuming waits until no old pod is left.
@@ -12,6 +12,7 @@ from posttrain_api.reasons import Reason
 from posttrain_operator.actions import Object, Patch
 from posttrain_operator.backends import pytorchjob
 from posttrain_operator.facts import JobFacts, Observation
+from posttrain_operator.reconcile import pauses
 from posttrain_operator.reconcile.attempt import AttemptView
 from posttrain_operator.records import ChildRecord
 from posttrain_operator.status import accounting
@@ -29,6 +30,9 @@ def suspension(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     assert child is not None
     if job.suspend:
         return _suspend(job, child, view, now)
+    wait = pauses.remaining(job.status, now)
+    if wait > 0:
+        return _hold(job, child, view).after(wait)
     return _resume(job, child, view) if child.suspended else None
 
 
@@ -44,9 +48,23 @@ def _suspend(job: JobFacts, child: ChildRecord, view: AttemptView, now: datetime
     return verdict.having(usage=accounting.closing(job, now, lost=False)) if view.number else verdict
 
 
+def _hold(job: JobFacts, child: ChildRecord, view: AttemptView) -> Verdict:
+    """No pods until the pause is over. Those that were made meanwhile are condemned with the others."""
+    restarts, cause = job.status["restarts"], job.status.get("failure") or {}
+    message = (
+        f"attempt {view.attempts} begins after {restarts['notBefore']}: the last one ended before it trained: "
+        f"{cause.get('message', 'its end is not known')}"
+    )
+    verdict = starting("Restarting", str(cause.get("reason", "Restarting")), message)
+    attempt = {**(job.status.get("attempt") or {}), "podUIDs": list(view.joined())}
+    verdict = verdict.having(attempt=attempt) if view.closed else verdict
+    return verdict if child.suspended else verdict.doing(patch=(set_suspend(child, True),))
+
+
 def _resume(job: JobFacts, child: ChildRecord, view: AttemptView) -> Verdict:
     """The next attempt is decided on with the patch; a crash between them costs nothing, its pods are all new."""
     verdict = starting("Restarting" if view.number else "Pending", "Resuming", "the pods are being made again")
     if view.live:
-        return starting("Suspended", "Resuming", f"waits for {len(view.live)} old pod(s) to go")
+        state = "Restarting" if view.closed else "Suspended"
+        return starting(state, "Resuming", f"waits for {len(view.live)} old pod(s) to go")
     return verdict.having(attempts=max(1, view.number + 1)).doing(patch=(set_suspend(child, False),))
