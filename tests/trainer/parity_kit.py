@@ -1,8 +1,7 @@
 """TRL's trainers beside our objectives: the same weights, the same text, and both sides' loss, gradients and metrics.
 
-TRL's side is its own code, run whole: its tokenisation, its collator, its loss. Ours is the scorer (or the score
-model), the algorithm and the arithmetic of the loop, without an engine. The text is words of a small vocabulary, so
-that its tokens are known without asking either side.
+TRL's side is in parity_trl. Ours is the scorer (or the score model), the algorithm and the arithmetic of the loop,
+without an engine. The text is words of a small vocabulary, so that its tokens are known without asking either side.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import importlib.metadata
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,16 +177,6 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
-def theirs(trainer: Any, loss_of: Any) -> Side:
-    """`loss_of()`: calls the trainer's own loss function once."""
-    trainer.model.train()
-    trainer.model.zero_grad()
-    loss = loss_of()
-    loss.backward()
-    logged = {name: float(values[-1]) for name, values in trainer._metrics["train"].items()}
-    return Side(float(loss.detach()), gradients(trainer.model), logged)
-
-
 def assert_same(ours: Side, theirs: Side) -> None:
     """Loss to 1e-6; the whole gradient, and each parameter's where it is not negligible, to 1e-5."""
     assert abs(ours.loss - theirs.loss) <= LOSS * max(1.0, abs(theirs.loss))
@@ -208,30 +196,6 @@ def assert_metrics(ours: Side, theirs: Side, names: Sequence[str]) -> None:
 
 def _norm(given: dict[str, Tensor]) -> float:
     return float(torch.cat([each.flatten() for each in given.values()]).norm())
-
-
-def arguments(folder: Path, **changes: Any) -> dict[str, Any]:
-    """What every TRL configuration gets: fp32 on the CPU, no reports, no files but its own folder."""
-    plain = {
-        "output_dir": str(folder),
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "gradient_checkpointing": False,
-        "per_device_train_batch_size": 8,
-        "seed": 1,
-    }
-    return plain | changes
-
-
-def batch(trainer: Any) -> dict[str, Any]:
-    """The whole data set as TRL's own collator gives it."""
-    columns = trainer._signature_columns or trainer._set_signature_columns_if_needed() or trainer._signature_columns
-    rows = [{name: row[name] for name in row if name in columns} for row in trainer.train_dataset]
-    collated: dict[str, Any] = trainer.data_collator(rows)
-    return collated
 
 
 def micros(rows: Sequence[TrainingRow], whole: bool = False) -> list[MicroBatch]:

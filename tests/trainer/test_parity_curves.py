@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import parity_kit as kit
+import parity_trl as trl
 import pytest
 from parity_kit import TRL, one_thread  # noqa: F401
 from trainer_kit import call, make_config, prepare, start_ranks
@@ -78,34 +78,21 @@ def _ours(folder: Path) -> Any:
 
 
 def _theirs(cell: str, folder: Path) -> list[dict[str, float]]:
-    import trl
-
     optimizer, stage = cell.split("-")
-    given = kit.arguments(
-        folder,
-        max_steps=STEPS,
-        logging_steps=1,
-        lr_scheduler_type="linear",
-        max_grad_norm=1.0,
-        per_device_train_batch_size=len(PAIRS),
+    given = {
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
         **OPTIMIZERS[optimizer][0],
-    )
-    prompts = [(kit.text(each.prompt), kit.text(each.chosen), kit.text(each.rejected)) for each in PAIRS]
-    further = {"processing_class": kit.tokenizer()}
+    }
+    model = _model(stage)
     if stage == "SFT":
-        data = [{"prompt": prompt, "completion": chosen} for prompt, chosen, _ in prompts]
-        make, args = trl.SFTTrainer, trl.SFTConfig(**given)
+        trainer = trl.sft(model, PAIRS, folder, **given)
     elif stage == "Preference":
-        data = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in prompts]
-        make, args = trl.DPOTrainer, trl.DPOConfig(**given, beta=0.2)
-        further["ref_model"] = _model(stage)
+        trainer = trl.dpo(model, _model(stage), PAIRS, folder, beta=0.2, **given)
     else:
-        data = [
-            {"chosen": prompt + chosen, "rejected": prompt + rejected, "margin": each.margin}
-            for (prompt, chosen, rejected), each in zip(prompts, PAIRS, strict=True)
-        ]
-        make, args = trl.RewardTrainer, trl.RewardConfig(**given, center_rewards_coefficient=0.01)
-    trainer = make(_model(stage), args=args, train_dataset=datasets.Dataset.from_list(data), **further)
+        trainer = trl.reward(model, PAIRS, folder, margin=True, center_rewards_coefficient=0.01, **given)
     trainer.train()
     return [line for line in trainer.state.log_history if "loss" in line]
 

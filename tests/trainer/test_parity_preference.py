@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import datasets
 import parity_kit as kit
+import parity_trl as trl
 import pytest
 import torch
-from parity_kit import PAD, named, one_thread, ours, theirs  # noqa: F401
+from parity_kit import PAD, named, one_thread, ours  # noqa: F401
 from torch.nn.functional import logsigmoid
 
 from posttrain_api.trainer import PreferenceConfig
@@ -43,14 +43,6 @@ LOSSES = {
 }
 
 
-def _dataset() -> Any:
-    rows = [
-        {"prompt": kit.text(each.prompt), "chosen": kit.text(each.chosen), "rejected": kit.text(each.rejected)}
-        for each in PAIRS
-    ]
-    return datasets.Dataset.from_list(rows)
-
-
 @pytest.fixture(scope="module")
 def policy() -> Any:
     return kit.language_model(0)
@@ -68,21 +60,7 @@ def scorer(policy: Any) -> Scorer:
 
 @pytest.fixture(scope="module")
 def dpo(policy: Any, reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from trl import DPOConfig, DPOTrainer
-
-    return DPOTrainer(
-        copy.deepcopy(policy),
-        ref_model=copy.deepcopy(reference),
-        args=DPOConfig(**kit.arguments(tmp_path_factory.mktemp("dpo"))),
-        train_dataset=_dataset(),
-        processing_class=kit.tokenizer(),
-    )
-
-
-def _theirs(trainer: Any, losses: list[str], settings: PreferenceConfig, inputs: dict[str, Any]) -> kit.Side:
-    trainer.loss_types, trainer.loss_weights = losses, [1.0, settings.sft_weight][: len(losses)]
-    trainer.beta, trainer.label_smoothing = settings.beta, settings.label_smoothing
-    return theirs(trainer, lambda: trainer._compute_loss(trainer.model, inputs, return_outputs=False))
+    return trl.dpo(copy.deepcopy(policy), copy.deepcopy(reference), PAIRS, tmp_path_factory.mktemp("dpo"))
 
 
 def _ours(name: str, settings: PreferenceConfig, scorer: Scorer, reference: Any) -> kit.Side:
@@ -91,7 +69,7 @@ def _ours(name: str, settings: PreferenceConfig, scorer: Scorer, reference: Any)
 
 
 def test_both_sides_have_the_same_tokens(dpo: Any) -> None:
-    inputs = kit.batch(dpo)
+    inputs = trl.batch(dpo)
     micro = collate(kit.pair_rows(PAIRS), whole=True)
     chosen_first = torch.cat([micro.input_ids[0::2], micro.input_ids[1::2]])
     assert PAD == 0  # what ours pads with
@@ -102,7 +80,7 @@ def test_both_sides_have_the_same_tokens(dpo: Any) -> None:
 @pytest.mark.parametrize("name", LOSSES, ids=named)
 def test_loss_gradients_and_metrics(name: str, dpo: Any, scorer: Scorer, reference: Any) -> None:
     loss, settings = LOSSES[name]
-    expected = _theirs(dpo, [loss], settings, kit.batch(dpo))
+    expected = trl.preference(dpo, [loss], settings, trl.batch(dpo))
     found = _ours(name, settings, scorer, reference)
     kit.assert_same(found, expected)
     kit.assert_metrics(found, expected, METRICS)
@@ -112,7 +90,7 @@ def test_loss_gradients_and_metrics(name: str, dpo: Any, scorer: Scorer, referen
 def test_with_a_term_of_sft(name: str, dpo: Any, scorer: Scorer, reference: Any) -> None:
     loss, settings = LOSSES[name]
     settings = settings.model_copy(update={"sft_weight": 0.4})
-    expected = _theirs(dpo, [loss, "sft"], settings, kit.batch(dpo))
+    expected = trl.preference(dpo, [loss, "sft"], settings, trl.batch(dpo))
     kit.assert_same(_ours(name, settings, scorer, reference), expected)
 
 
@@ -125,7 +103,7 @@ def test_conservative_dpo_is_aot_of_one_pair(smoothing: float, dpo: Any, scorer:
     def mean() -> torch.Tensor:
         return torch.stack([dpo._compute_loss(dpo.model, each, return_outputs=False) for each in alone]).mean()
 
-    kit.assert_same(_ours("DPO", settings, scorer, reference), theirs(dpo, mean))
+    kit.assert_same(_ours("DPO", settings, scorer, reference), trl.side(dpo, mean))
 
 
 def test_conservative_dpo_as_its_paper_writes_it(scorer: Scorer, reference: Any) -> None:
@@ -142,15 +120,7 @@ def test_conservative_dpo_as_its_paper_writes_it(scorer: Scorer, reference: Any)
 
 @pytest.fixture(scope="module")
 def cpo(policy: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-    given = kit.arguments(tmp_path_factory.mktemp("cpo"), loss_type="simpo", cpo_alpha=0.0, beta=2.0, simpo_gamma=1.0)
-    return CPOTrainer(
-        copy.deepcopy(policy),
-        args=CPOConfig(**given, max_length=64),
-        train_dataset=_dataset(),
-        processing_class=kit.tokenizer(),
-    )
+    return trl.simpo(copy.deepcopy(policy), PAIRS, tmp_path_factory.mktemp("cpo"))
 
 
 def _simpo(trainer: Any) -> tuple[kit.Side, dict[str, float]]:
@@ -162,8 +132,7 @@ def _simpo(trainer: Any) -> tuple[kit.Side, dict[str, float]]:
         logged.update(metrics)
         return value
 
-    trainer._metrics = {"train": {}}
-    return theirs(trainer, loss), logged
+    return trl.side(trainer, loss), logged
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5], ids=named)

@@ -6,11 +6,11 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-import datasets
 import parity_kit as kit
+import parity_trl as trl
 import pytest
 import torch
-from parity_kit import TRL, one_thread, ours, theirs  # noqa: F401
+from parity_kit import TRL, one_thread, ours  # noqa: F401
 
 from posttrain_api.trainer import RewardModelConfig
 from posttrain_trainer.algorithms.reward_model import RewardModel
@@ -23,27 +23,12 @@ PAIRS = kit.pairs(8)
 
 @pytest.fixture(scope="module", params=[False, True], ids=[f"plain, {TRL}", f"margin, {TRL}"])
 def trainer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from trl import RewardConfig, RewardTrainer
-
-    rows = [
-        {
-            "chosen": kit.text((*each.prompt, *each.chosen)),
-            "rejected": kit.text((*each.prompt, *each.rejected)),
-            **({"margin": each.margin} if request.param else {}),
-        }
-        for each in PAIRS
-    ]
-    return RewardTrainer(
-        kit.classifier(0),
-        args=RewardConfig(**kit.arguments(tmp_path_factory.mktemp("reward"))),
-        train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=kit.tokenizer(),
-    )
+    return trl.reward(kit.classifier(0), PAIRS, tmp_path_factory.mktemp("reward"), margin=request.param)
 
 
 def _theirs(trainer: Any) -> kit.Side:
-    inputs = kit.batch(trainer)
-    return theirs(trainer, lambda: trainer.compute_loss(trainer.model, dict(inputs)))
+    inputs = trl.batch(trainer)
+    return trl.side(trainer, lambda: trainer.compute_loss(trainer.model, dict(inputs)))
 
 
 def _rows(trainer: Any) -> Any:
@@ -52,7 +37,7 @@ def _rows(trainer: Any) -> Any:
 
 
 def test_both_sides_have_the_same_tokens(trainer: Any) -> None:
-    inputs, micro = kit.batch(trainer), collate(_rows(trainer), whole=True)
+    inputs, micro = trl.batch(trainer), collate(_rows(trainer), whole=True)
     assert torch.equal(inputs["input_ids"], torch.cat([micro.input_ids[0::2], micro.input_ids[1::2]]))
     assert ("margin" in inputs) == ("margin" in micro.values)
 
