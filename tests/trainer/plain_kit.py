@@ -38,7 +38,9 @@ class Run:
 
 
 def plain_sgd(model: Any, config: TrainerConfig) -> Run:
-    """Language modelling with the rows and the order of the job's sampler."""
+    """Language modelling with the rows and the order of the job's sampler. One thread: more only wait for each other on
+    a shared machine."""
+    torch.set_num_threads(1)
     tokens = TokenSet(Path(config.run_dir) / "prepared" / "train")
     steps, batch = config.training.max_steps or 0, config.training.batch_size
     sampler = Sampler(len(tokens), batch, steps * batch, config.training.seed)

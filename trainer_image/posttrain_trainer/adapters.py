@@ -196,7 +196,7 @@ def merge_adapters(model: nn.Module, folders: Sequence[Path]) -> Any:
         settings = peft.PeftConfig.from_pretrained(folder)
         settings.task_type = None  # peft's wrapper of a task asks for more than a merge needs
         merged = put_on(merged, folder, settings).merge_and_unload(safe_merge=True)
-    return merged
+    return merged.requires_grad_(True) if folders else merged  # peft has frozen it
 
 
 def put_on(model: nn.Module, folder: Path, settings: Any, *, trainable: bool = False) -> Any:

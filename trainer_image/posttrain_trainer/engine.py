@@ -7,6 +7,7 @@ imported inside functions, because it reads DS_ACCELERATOR at its import and the
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from posttrain_api.reasons import Reason
@@ -192,7 +194,15 @@ def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer | None, setti
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False)
     config = deepspeed_config(settings, PERSISTENCE_THRESHOLD)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TrainerFailure(
+            Reason.IMAGE_INCOMPATIBLE,
+            f"deepspeed.overrides: DeepSpeed {deepspeed.__version__} refuses {'.'.join(map(str, first['loc']))} of "
+            f"{error.title}: {first['msg']}. Correct or remove the key.",
+        ) from error
     return engine
 
 
@@ -215,6 +225,13 @@ class FrozenEngine:
         """As Engine.forward, without gradient."""
         module: Any = self._module
         return self._run(*module.inputs(micro))
+
+    def close(self) -> None:
+        """Gives its memory back; it cannot be called again."""
+        if self._run is not self._module:
+            self._run.destroy()  # hooks would keep the model alive
+        del self._run, self._module
+        gc.collect()
 
 
 def _on_accelerator(model: nn.Module, bf16: bool) -> nn.Module:
