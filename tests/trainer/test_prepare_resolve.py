@@ -10,7 +10,7 @@ from prepare_kit import (
     job,
 )
 
-from posttrain_api.trainer import LoraConfig, Topology
+from posttrain_api.trainer import DeepSpeedConfig, LoraConfig, Topology
 from posttrain_trainer.resolve import Facts, resolve
 
 
@@ -35,6 +35,8 @@ def test_steps(tmp_path: Path, training: dict[str, Any], steps: int, warmup: int
 
 
 GIB = 2**30
+EIGHT = Topology(nodes=1, processes_per_node=8, gpus_per_node=8)
+OFFLOADED = DeepSpeedConfig(offload_optimizer=True)
 LORA = {"tuning": "LoRA", "lora": LoraConfig(rank=8, alpha=16, dropout=0, target_modules=("all-linear",))}
 
 
@@ -52,6 +54,12 @@ LORA = {"tuning": "LoRA", "lora": LoraConfig(rank=8, alpha=16, dropout=0, target
         (Facts(9, 8 * 10**9, 80 * GIB, None), LORA, 2),
         (Facts(9, 32 * 10**9, 80 * GIB, None), LORA, 3),
         (Facts(9, 8 * 10**9, 80 * GIB, None), {"zero_stage": 1}, 1),
+        (Facts(9, 10**6, None, None), {"training": {"precision": "BF16"}}, 2),
+        (Facts(9, 10**6, None, None), {"deepspeed": OFFLOADED}, 2),
+        (Facts(9, 16 * 10**9, 80 * GIB, None), LORA, 3),
+        (Facts(9, 16 * 10**9, 80 * GIB, None), {**LORA, "training": {"precision": "BF16"}}, 2),
+        (Facts(9, 8 * 10**9, 80 * GIB, None), {"topology": EIGHT, "training": {"precision": "BF16"}}, 2),
+        (Facts(9, 9 * 10**9, 80 * GIB, None), {"topology": EIGHT, "deepspeed": OFFLOADED}, 2),
     ],
 )
 def test_zero_stage(tmp_path: Path, facts: Facts, fields: dict[str, Any], stage: int) -> None:

@@ -16,7 +16,8 @@ STATE_SHARE = 0.5
 """Full fine-tuning: weights and training state must fit in this share at ZeRO 2."""
 CHECKPOINTING_FROM = 10**9
 """Parameters from which activations are computed a second time in the backward instead of being kept."""
-BYTES = 4
+BYTES = {"FP32": 4, "BF16": 2}
+"""Of a weight that computes."""
 STATE_BYTES = 16
 """fp32: gradient, master weight and two Adam moments, 4 bytes each; sharded from ZeRO 2 on."""
 
@@ -69,13 +70,16 @@ def _checkpointing(training: TrainingConfig, facts: Facts) -> bool:
 
 
 def _zero_stage(config: TrainerConfig, facts: Facts) -> int:
-    """On a CPU sharding saves nothing for one rank. On accelerators the least stage that fits."""
+    """On a CPU sharding saves nothing for one rank, unless BF16 or offloading needs ZeRO's optimizer. On accelerators
+    the least stage that fits."""
     if config.zero_stage != "Auto":
         return config.zero_stage
     world = config.topology.nodes * config.topology.processes_per_node
     if facts.memory is None:
-        return 2 if world > 1 else 0
-    weights = BYTES * facts.parameters
+        plain = config.training.precision == "FP32" and not config.deepspeed.offload_optimizer
+        return 0 if plain and world == 1 else 2
+    weights = BYTES[config.training.precision] * facts.parameters
     if config.tuning == "LoRA":
         return 2 if weights <= BASE_SHARE * facts.memory else 3
-    return 2 if weights + STATE_BYTES * facts.parameters / world <= STATE_SHARE * facts.memory else 3
+    state = 0 if config.deepspeed.offload_optimizer else STATE_BYTES * facts.parameters / world
+    return 2 if weights + state <= STATE_SHARE * facts.memory else 3
