@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain_api.reasons import Reason
+from posttrain_trainer import batching
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.tokenset import Example, TokenSet, TokenSetWriter, set_files
 
@@ -95,3 +96,14 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainerFailure, match=r"tokens\.bin: 5 bytes are missing") as caught:
         tokens[0]
     assert caught.value.reason is Reason.DATASET_NOT_FOUND
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_an_evaluation_in_blocks_sees_every_row_once(
+    pairs: TokenSet, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    monkeypatch.setattr(batching, "BLOCK_ROWS", 3)
+    shares = [list(batching.whole_set(pairs, batching.Share(rank, ranks, 50))) for rank in range(ranks)]
+    assert len({len(micros) for micros in shares}) == 1
+    seen = [number for micros in shares for micro in micros if micro.tokens for number in micro.numbers]
+    assert sorted(seen) == list(range(20))

@@ -20,8 +20,8 @@ from posttrain_trainer.tokenset import TokenSet
 
 Lengths = NDArray[np.int64]
 """Tokens of each sequence, [rows, arity]."""
-BLOCK_ROWS = 65536
-"""Rows of a set whose lengths are looked at together."""
+BLOCK_ROWS, MOST_ROWS = 4096, 2**18
+"""Rows of a set, per rank and in all, whose lengths are looked at together."""
 PACKED: bool | None = None
 """None: as the attention kernel likes it. Tests set it: the result is the same."""
 
@@ -107,8 +107,9 @@ def build(tokens: TokenSet, rows: Sequence[int], part: Share) -> MicroBatch:
 def whole_set(tokens: TokenSet, part: Share) -> Iterator[MicroBatch]:
     """Every row of the set once, over all ranks: micro-batch i of a block goes to rank i mod ranks; dummies fill its
     last round. Block by block, so that memory does not grow with the set."""
-    for first in range(0, len(tokens), BLOCK_ROWS):
-        rows = np.arange(first, min(first + BLOCK_ROWS, len(tokens)))
+    block = min(BLOCK_ROWS * part.ranks, MOST_ROWS)
+    for first in range(0, len(tokens), block):
+        rows = np.arange(first, min(first + block, len(tokens)))
         micros = cut(range(len(rows)), tokens.lengths(rows), part)
         rounds = -(-len(micros) // part.ranks)
         for number in range(part.rank, rounds * part.ranks, part.ranks):
