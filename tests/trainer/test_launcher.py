@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -86,9 +87,11 @@ Start = Callable[..., Pod]
 def start(tmp_path: Path) -> Iterator[Start]:
     pods: list[Pod] = []
 
-    def begin(actions: Actions, nodes: int = 1, node: int = 0, prepared: bool = True, **env: str) -> Pod:
+    def begin(
+        actions: Actions, nodes: int = 1, node: int = 0, prepared: bool = True, grace: int = 8, **env: str
+    ) -> Pod:
         topology = Topology(nodes=nodes, processes_per_node=len(actions) // nodes, gpus_per_node=0)
-        config = job(tmp_path, tmp_path / "train.jsonl", topology=topology, grace_seconds=8)
+        config = job(tmp_path, tmp_path / "train.jsonl", topology=topology, grace_seconds=grace)
         if prepared:
             manifest(config)
         stub = {"STUB": json.dumps({str(rank): list(todo) for rank, todo in actions.items()})}
@@ -233,6 +236,63 @@ def test_two_nodes_one_rank_killed(start: Start) -> None:
         int((Path(pods[0].config.run_dir) / "waiting-0").read_text()), signal.SIGTERM
     )  # stands for the broken group
     assert failure_of(pods[0]).exit_code == 160
+
+
+def _all_of(pid: int) -> list[int]:
+    """A process and its descendants."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_sigterm_beside_a_silent_node_does_not_wait_for_it(start: Start, silent: int) -> None:
+    """Every process of one node stops without a word (SIGSTOP), as if the node were gone; the rank of the other is in
+    a collective that never returns. Node 0 has the store."""
+    env = _two_nodes()
+    actions = {0: ["ignore", "wait"], 1: ["ignore", "wait"]}
+    pods = [start(actions, nodes=2, node=node, grace=90, PET_NODE_RANK=str(node), **env) for node in (0, 1)]
+    pods[0].wait_for("waiting-0", "waiting-1")
+    beats = [Path(pod.config.work_dir) / "ends" / f"node-{node}.beats" for node, pod in enumerate(pods)]
+    _wait_until(lambda: all(file.exists() for file in beats))
+    stopped = _all_of(pods[silent].process.pid)
+    try:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        other = pods[1 - silent]
+        other.process.terminate()
+        word = failure_of(other)
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGKILL)
+    assert (word.reason, word.exit_code) == (Reason.PREEMPTED, 143)
+    assert f"node {silent} had not been heard for" in word.message
+    assert 5 <= time.monotonic() - began < 60  # of 90
+
+
+def test_sigterm_waits_for_a_slow_save_of_nodes_that_are_heard(start: Start) -> None:
+    """Longer than a silent node is waited for; one of the two is done earlier and gone."""
+    env = _two_nodes()
+    actions = {0: ["wait", ["sleep", 8], "save"], 1: ["wait", "save"]}
+    pods = [start(actions, nodes=2, node=node, grace=90, PET_NODE_RANK=str(node), **env) for node in (0, 1)]
+    pods[0].wait_for("waiting-0", "waiting-1")
+    for pod in pods:
+        pod.process.terminate()
+    words = [failure_of(pod) for pod in pods]
+    assert [(word.exit_code, word.step) for word in words] == [(143, 5), (143, 5)]
+
+
+def _wait_until(is_so: Callable[[], bool], timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_second_node_hears_of_a_failed_prepare(start: Start, tmp_path: Path) -> None:

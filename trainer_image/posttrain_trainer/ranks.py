@@ -17,6 +17,8 @@ from posttrain_trainer.environment import Node
 from posttrain_trainer.linux import out_of_memory_kills
 from posttrain_trainer.logs import RANK_TEMPLATE
 from posttrain_trainer.record import ENDS_DIR, ENV_ATTEMPT, clear_ends, read_ends
+from posttrain_trainer.silence import Silence
+from posttrain_trainer.silence import longest as silence_of
 from posttrain_trainer.supervise import Supervisor
 from posttrain_trainer.verdict import Seen
 
@@ -27,6 +29,8 @@ RENDEZVOUS_SECONDS = 1800
 """Node 0 prepares and pauses before it listens; the others wait for it so long."""
 GRACE_RESERVE_SECONDS = 5
 """Of the grace period, kept to reap, to write the last word and to end."""
+SILENT_SECONDS = 5.0
+"""Told to stop, a node waits so long for one that it does not hear; then it leaves without the last save."""
 BROKEN_SECONDS = 60.0
 """A rank that failed for good ends the attempt: ranks that hang in a dead group are given so long, then killed."""
 _SECRET = (
@@ -82,18 +86,36 @@ def _free_port() -> int:
 
 @dataclass
 class _Watch:
-    """Ends a group that cannot go on: a rank has failed for good and others still run."""
+    """Ends a group that cannot go on: a rank has failed for good and others still run, or we are to stop and a node
+    that the last save needs is silent."""
 
     work_dir: str
     ranks: Sequence[int]
+    beats: Path
+    supervisor: Supervisor
     failed_since: float | None = field(default=None)
+    stopping_since: float | None = field(default=None)
+    silence: Silence | None = field(default=None)
 
     def __call__(self) -> bool:
+        return not self._is_broken() and not self._is_cut_off()
+
+    def _is_cut_off(self) -> bool:
+        if not self.supervisor.stopping:
+            return False
+        self.stopping_since = self.stopping_since or time.monotonic()
+        silence = silence_of(self.beats)
+        if silence is None or min(silence.seconds, time.monotonic() - self.stopping_since) < SILENT_SECONDS:
+            return False
+        self.silence = silence
+        return True
+
+    def _is_broken(self) -> bool:
         ends = read_ends(self.work_dir, self.ranks).values()
         failed = any(end.reason not in (None, Reason.PREEMPTED) for end in ends)
         if failed and self.failed_since is None:
             self.failed_since = time.monotonic()
-        return self.failed_since is None or time.monotonic() - self.failed_since < BROKEN_SECONDS
+        return self.failed_since is not None and time.monotonic() - self.failed_since >= BROKEN_SECONDS
 
 
 def run_ranks(config: TrainerConfig, node: Node, environment: Mapping[str, str], supervisor: Supervisor) -> Seen:
@@ -103,12 +125,14 @@ def run_ranks(config: TrainerConfig, node: Node, environment: Mapping[str, str],
     folder = Path(config.work_dir) / ENDS_DIR
     folder.mkdir(parents=True, exist_ok=True)
     clear_ends(config.work_dir, ranks)
-    exits = folder / f"node-{node.rank}.json"
-    exits.unlink(missing_ok=True)
+    exits, beats = (folder / f"node-{node.rank}.{ending}" for ending in ("json", "beats"))
+    for file in (exits, beats):
+        file.unlink(missing_ok=True)
     kills = out_of_memory_kills()
     arguments = torchrun_arguments(config, node, environment.get(ENV_WORKER, WORKER))
-    command = [sys.executable, "-m", "posttrain_trainer.elastic", str(exits), *arguments]
-    code = supervisor.run(command, environment, _Watch(config.work_dir, ranks))
+    command = [sys.executable, "-m", "posttrain_trainer.elastic", str(exits), str(beats), *arguments]
+    watch = _Watch(config.work_dir, ranks, beats, supervisor)
+    code = supervisor.run(command, environment, watch)
     exit_time, exit_codes = _exits(exits)
     return Seen(
         ranks=ranks,
@@ -118,6 +142,7 @@ def run_ranks(config: TrainerConfig, node: Node, environment: Mapping[str, str],
         exits_time=exit_time,
         stopped=supervisor.stopping,
         memory_kills=out_of_memory_kills() - kills,
+        silence=watch.silence,
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from posttrain_api.reasons import REASONS, Effect, Reason, exit_code_of
 from posttrain_api.records import Success
 from posttrain_trainer.record import End
+from posttrain_trainer.silence import Silence
 
 _CONSEQUENCES = frozenset({Reason.PEER_LOST, Reason.PREEMPTED})
 
@@ -27,6 +28,7 @@ class Seen:
     `ends`: records by rank. `exits`: exit codes (negative: signals) of the ranks that torchrun saw fail, at
     `exits_time`.
     `code`: torchrun's own. `stopped`: we had SIGTERM. `memory_kills`: processes of the container killed for memory.
+    `silence`: the node that the last save was given up for.
     """
 
     ranks: Sequence[int]
@@ -36,6 +38,7 @@ class Seen:
     exits_time: str | None = None
     stopped: bool = False
     memory_kills: int = 0
+    silence: Silence | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def judge(seen: Seen) -> Verdict:
     if permanent is not None:
         return permanent
     if seen.stopped:
-        return _preempted(failures)
+        return _preempted(failures, seen.silence)
     cause = next((failure for failure in failures if failure.reason not in _CONSEQUENCES), None)
     if cause is not None:
         return cause
@@ -115,12 +118,18 @@ def _silent(seen: Seen, rank: int, code: int) -> Verdict:
     return Verdict(Reason.PROCESS_KILLED, message, rank, signal=number, time=seen.exits_time)
 
 
-def _preempted(failures: Sequence[Verdict]) -> Verdict:
+def _preempted(failures: Sequence[Verdict], silence: Silence | None) -> Verdict:
     """After SIGTERM a rank that was killed or lost its peers is no failure of its own."""
     saved = next((failure for failure in failures if failure.reason is Reason.PREEMPTED), None)
     if saved is not None:
         return saved
     first = failures[0] if failures else None
+    if silence is not None:
+        message = (
+            f"Stopped by SIGTERM, without a last save: node {silence.node} had not been heard for "
+            f"{silence.seconds:.0f} s. The newest committed checkpoint is whole."
+        )
+        return Verdict(Reason.PREEMPTED, message, step=first.step if first else None)
     detail = f" before the last save was done: {first.message}" if first else " before training began"
     return Verdict(Reason.PREEMPTED, f"Stopped by SIGTERM{detail}.", step=first.step if first else None)
 
