@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,7 @@ class Ours:
         self.config = config = configuration(case)
         here = prepared(case, config)
         os.environ.update(
-            {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
+            {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         )
         self._rows = [row_tokens(row) for row in read_rows(case)]
         self._job = Job(config, here, runtime_module.start(config.topology, 0))
@@ -132,6 +133,13 @@ class Ours:
         loss = statistics.mean(line["loss"] for line in self.lines)
         tokens = sum(self._rows[row] for row in rows)
         return Round(self._watch.seconds, self._watch.cpu_seconds, tokens, loss, phases)
+
+
+def free_port() -> str:
+    """One that nobody listens at now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 def _share(feed: Any) -> Any:

@@ -77,6 +77,7 @@ def start(case: Case, name: str) -> Child:
     log = Path(case.folder) / f"{name}.log"
     environment = {**os.environ, "OMP_NUM_THREADS": str(case.threads), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", f"benchmarks.side_{name}", case_file(case)]
+    note(f"starting {name}: {case.stage}, vocabulary {case.vocabulary:,}")
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log.open("w"), text=True, env=environment)
     return Child(name, process, log)
@@ -115,7 +116,6 @@ class Compared:
 def compare(case: Case, sizes: dict[str, tuple[int, ...]], rounds: int) -> Compared:
     """Both children at once; only one of them works at a time."""
     write_case(case)
-    note(f"{case.stage}: starting both sides")
     children = {name: start(case, name) for name in SIDES}
     try:
         for child in children.values():

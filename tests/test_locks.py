@@ -19,7 +19,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-LOCKS = {name: ROOT / "locks" / f"{name}.txt" for name in ("operator", "trainer", "dev", "build", "uv", "stores")}
+NAMES = ("operator", "trainer", "dev", "build", "uv", "stores", "plot")
+LOCKS = {name: ROOT / "locks" / f"{name}.txt" for name in NAMES}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 UV = ROOT / ".venv" / "bin" / "uv"
 EXTRAS = ("operator", "trainer", "dev")
