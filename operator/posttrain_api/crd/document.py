@@ -19,6 +19,7 @@ _COLUMNS = (
     ("GPUs", "integer", ".status.resources.gpus", 0),
     ("Duration", "string", ".status.duration", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Algorithm", "string", ".status.resolved.algorithm", 1),
     ("Metric", "string", ".status.progress.headline", 1),
     ("Restarts", "integer", ".status.restarts.total", 1),
     ("Reason", "string", ".status.reason", 1),
