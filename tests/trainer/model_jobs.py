@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def _export_one(config: TrainerConfig, folder: Path, runtime: Any, probe: Path |
     torch.save(weights, folder / "weights.pt")
     torch.save(masters, folder / "masters.pt")
     (folder / "lines.json").write_text(json.dumps(lines.lines))
-    counts = {"parameters": resolved.parameters, "trainable": resolved.trainable_parameters}
+    counts: dict[str, Any] = {"parameters": resolved.parameters, "trainable": resolved.trainable_parameters}
+    counts["settings"] = asdict(parts.engine.settings)
     (folder / "counts.json").write_text(json.dumps(counts))
     export(config, prepared, Finished(parts.engine.module, weights, resolved.total_steps, parts.checkpoints.fence))
 

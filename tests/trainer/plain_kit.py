@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import peft
 import pytest
 import torch
 import transformers
+from model_jobs import export_all
+from trainer_kit import start_ranks
 
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.sampler import Sampler
@@ -35,6 +38,15 @@ class Run:
     lines: list[dict[str, float]]
     start: dict[str, torch.Tensor]
     end: dict[str, torch.Tensor]
+
+
+def train_all(root: Path, cells: Iterable[str], ranks: int, probe: bool = False) -> None:
+    """Trains and exports the jobs `root`/<cell> under SGD in one process group; with `probe`, asks each about the rows
+    in `root`/probe."""
+    asked = str(root / "probe") if probe else ""
+    running = start_ranks(export_all, ([str(root / cell) for cell in cells], asked, True), ranks, root / "logs")
+    codes = running.wait(280)
+    assert codes == [0] * ranks, running.output()
 
 
 def plain_sgd(model: Any, config: TrainerConfig) -> Run:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from model_jobs import export_all
-from plain_kit import SGD, Run, assert_same, causal, plain_sgd
-from trainer_kit import make_config, make_model, prepare, rows, run_ranks
+from plain_kit import SGD, Run, assert_same, causal, plain_sgd, train_all
+from trainer_kit import make_config, make_model, prepare, rows
 
 from posttrain_api.trainer import LoraConfig
 from posttrain_trainer.lora import adapter_size, add_adapter
@@ -31,7 +30,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         kind, zero = cell.split("-z")
         config = make_config(root / cell, tuning="LoRA", lora=KINDS[kind], zero_stage=int(zero), **SGD)
         prepare(config, rows(20), model_dir=str(root / "model"))
-    run_ranks(export_all, ([str(root / cell) for cell in CELLS], "", True), request.param, root / "logs")
+    train_all(root, CELLS, request.param)
     return root
 
 

@@ -64,3 +64,12 @@ LORA = {"tuning": "LoRA", "lora": LoraConfig(rank=8, alpha=16, dropout=0, target
 )
 def test_zero_stage(tmp_path: Path, facts: Facts, fields: dict[str, Any], stage: int) -> None:
     assert _resolved(tmp_path, facts, **fields).zero_stage == stage
+
+
+@pytest.mark.parametrize(
+    ("asked", "parameters", "settled"),
+    [("Auto", 10**9, True), ("Auto", 10**9 - 1, False), ("Auto", 0, False), (True, 5, True), (False, 10**10, False)],
+)
+def test_activations_are_computed_again(tmp_path: Path, asked: bool | str, parameters: int, settled: bool) -> None:
+    facts = Facts(9, parameters, None, None)
+    assert _resolved(tmp_path, facts, training={"gradient_checkpointing": asked}).gradient_checkpointing is settled
