@@ -159,8 +159,8 @@ bench-trainer: env ## tokens per second and memory beside TRL's trainers (BENCH_
 
 learn-gsm8k: env .build/plot/.stamp ## SFT and DPO on GSM8K on this CPU, with curves: GSM8K=folder of the published files
 	@test -n "$(GSM8K)" || { echo "make learn-gsm8k: write GSM8K=<folder with train.jsonl and example_model_solutions.jsonl>"; exit 1; }
-	$(PY) -m benchmarks.gsm8k.data --source "$(GSM8K)" --out .posttrain/volumes/gsm8k
-	$(VENV)/bin/posttrain run benchmarks/gsm8k/jobs.yaml </dev/null
+	$(PY) -m benchmarks.gsm8k.data --source "$(GSM8K)" --out .build/learn/volumes/gsm8k
+	$(VENV)/bin/posttrain run --workdir .build/learn benchmarks/gsm8k/jobs.yaml </dev/null
 	.build/plot/bin/python -m benchmarks.gsm8k.curves
 
 gpu-check: env ## what only a CUDA machine can show; says so and ends where there is none

@@ -30,7 +30,7 @@ def newest(runs: Path, job: str) -> list[dict[str, float]]:
     """Lines of the job's last run."""
     files = sorted(runs.glob(f"{job}/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     if not files:
-        raise SystemExit(f"{runs}/{job}: no metrics.jsonl. Run `posttrain run benchmarks/gsm8k/jobs.yaml` first.")
+        raise SystemExit(f"{runs}/{job}: no metrics.jsonl. Run `make learn-gsm8k` first.")
     return [json.loads(line) for line in files[-1].read_text().splitlines()]
 
 
@@ -83,7 +83,9 @@ def summary(lines: list[dict[str, float]], job: str) -> None:
 def main() -> None:
     """gsm8k-sft.png and gsm8k-dpo.png."""
     parser = argparse.ArgumentParser("python -m benchmarks.gsm8k.curves", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path(".posttrain/volumes/runs"), help="folder of the claim `runs`")
+    parser.add_argument(
+        "--runs", type=Path, default=Path(".build/learn/volumes/runs"), help="folder of the claim `runs`"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/users/images"), help="folder of the pictures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,10 @@ from typing import Any
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 EXAMPLES = """example:
-  python -m benchmarks.gsm8k.data --source ~/grade-school-math/data --out .posttrain/volumes/gsm8k
-  posttrain run benchmarks/gsm8k/jobs.yaml
+  python -m benchmarks.gsm8k.data --source ~/gsm8k --out .build/learn/volumes/gsm8k
+  posttrain run --workdir .build/learn benchmarks/gsm8k/jobs.yaml
   python -m benchmarks.gsm8k.curves
+`make learn-gsm8k GSM8K=~/gsm8k` does all three.
 """
 
 
