@@ -78,7 +78,7 @@ def word(token: int) -> str:
     return {PAD: "<pad>", EOS: "</s>"}.get(token, f"w{token:02d}")
 
 
-def tokenizer() -> Any:
+def tokenizer(pad: str = "<pad>") -> Any:
     """Words between spaces. No BOS: TRL's side adds none then, and neither does the rows' maker."""
     import tokenizers
     import transformers
@@ -88,7 +88,7 @@ def tokenizer() -> Any:
     )
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="w02"
+        tokenizer_object=inner, eos_token="</s>", pad_token=pad, unk_token="w02"
     )
 
 

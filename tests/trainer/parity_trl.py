@@ -35,7 +35,7 @@ def pretrain(model: Any, pairs: Sequence[Pair], folder: Path, **changes: Any) ->
 
 
 def sft(model: Any, pairs: Sequence[Pair], folder: Path, **changes: Any) -> Any:
-    """SFTTrainer on prompts and chosen answers; it counts the answer and its EOS."""
+    """SFTTrainer on prompts and chosen answers; it counts the answer and its EOS. `pad`: the pad token."""
     rows = [{"prompt": text(each.prompt), "completion": text(each.chosen)} for each in pairs]
     return _sft(model, rows, folder, changes)
 
@@ -43,19 +43,21 @@ def sft(model: Any, pairs: Sequence[Pair], folder: Path, **changes: Any) -> Any:
 def _sft(model: Any, rows: list[dict[str, Any]], folder: Path, changes: dict[str, Any]) -> Any:
     from trl import SFTConfig, SFTTrainer
 
-    data = datasets.Dataset.from_list(rows)
+    data, words = datasets.Dataset.from_list(rows), tokenizer(changes.pop("pad", "<pad>"))
     args = SFTConfig(**arguments(folder, **changes))
-    return SFTTrainer(model, args=args, train_dataset=data, eval_dataset=data, processing_class=tokenizer())
+    return SFTTrainer(model, args=args, train_dataset=data, eval_dataset=data, processing_class=words)
 
 
 def dpo(model: Any, reference: Any, pairs: Sequence[Pair], folder: Path, **changes: Any) -> Any:
-    """DPOTrainer with a reference model of its own."""
+    """DPOTrainer with a reference model of its own; `pad`, `peft_config`: as the trainer takes them."""
     from trl import DPOConfig, DPOTrainer
 
+    given = {
+        "processing_class": tokenizer(changes.pop("pad", "<pad>")),
+        "peft_config": changes.pop("peft_config", None),
+    }
     args = DPOConfig(**arguments(folder, **changes))
-    return DPOTrainer(
-        model, ref_model=reference, args=args, train_dataset=_answers(pairs), processing_class=tokenizer()
-    )
+    return DPOTrainer(model, ref_model=reference, args=args, train_dataset=_answers(pairs), **given)
 
 
 def simpo(model: Any, pairs: Sequence[Pair], folder: Path) -> Any:
@@ -109,6 +111,13 @@ def side(trainer: Any, loss_of: Callable[[], Tensor]) -> Side:
     loss.backward()
     logged = {name: float(values[-1]) for name, values in trainer._metrics["train"].items()}
     return Side(float(loss.detach()), gradients(trainer.model), logged)
+
+
+def language(trainer: Any) -> Side:
+    """SFTTrainer's loss of the whole data set, with its tokens as transformers' Trainer counts them."""
+    inputs = batch(trainer)
+    items = (inputs["labels"][:, 1:] != -100).sum()
+    return side(trainer, lambda: trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=items))
 
 
 def preference(trainer: Any, losses: Sequence[str], settings: PreferenceConfig, inputs: dict[str, Any]) -> Side:

@@ -40,12 +40,6 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return make(kit.language_model(0), PAIRS, tmp_path_factory.mktemp("sft")), rows()
 
 
-def _theirs(trainer: Any) -> kit.Side:
-    inputs = trl.batch(trainer)
-    items = (inputs["labels"][:, 1:] != -100).sum()  # as transformers' Trainer counts them
-    return trl.side(trainer, lambda: trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=items))
-
-
 def test_both_sides_have_the_same_tokens(stage: Any) -> None:
     trainer, rows = stage
     inputs, micro = trl.batch(trainer), collate(rows, whole=True)
@@ -57,7 +51,7 @@ def test_both_sides_have_the_same_tokens(stage: Any) -> None:
 
 def test_loss_gradients_and_metrics(stage: Any) -> None:
     trainer, rows = stage
-    expected = _theirs(trainer)
+    expected = trl.language(trainer)
     found = ours(LanguageModeling(), Scorer(copy.deepcopy(_plain(trainer.model))), kit.micros(rows))
     kit.assert_same(found, expected)
     kit.assert_metrics(found, expected, ("entropy", "mean_token_accuracy"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parity_kit import one_thread  # noqa: F401
 from torch import Tensor
 from trainer_kit import Shape, make_config
 
@@ -43,7 +44,7 @@ def _scores(logp: list[float], correct: list[float] | None = None) -> Scores:
 
 
 def _of(losses: dict[str, Tensor]) -> dict[str, float]:
-    return {name: float(value) for name, value in losses.items()}
+    return {name: float(value.detach()) for name, value in losses.items()}
 
 
 def _means(measures: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -83,8 +84,10 @@ def test_means_per_token_by_hand() -> None:
     out = _scores(LOGP)
     # IPO: a per token 0.5, 1.5 and 0, −1/3; β = 1: (0.5 − 1.5 − 0.5)² + (1/3 − 0.5)² = 2.25 + 1/36
     ipo = Preference("IPO", PreferenceConfig(beta=1.0))
-    found = _of(ipo.losses(out, _with_reference(MICRO, REFERENCE)))
-    assert found == pytest.approx({"preference": 2.25 + 1 / 36}, rel=1e-6)
+    micro = _with_reference(MICRO, REFERENCE)
+    assert _of(ipo.losses(out, micro)) == pytest.approx({"preference": 2.25 + 1 / 36}, rel=1e-6)
+    rewards = _means(ipo.measures(out, micro))  # of sums, as TRL reports them
+    assert (rewards["rewards/chosen"], rewards["rewards/rejected"]) == pytest.approx((0.5, 0.25))
     # SimPO: log p per token −1.5, −1 and −2, −2; β = 2, γ = 1: −log σ(−2) − log σ(−1) = 2.12692801 + 1.31326169
     simpo = Preference("SimPO", PreferenceConfig(beta=2.0, gamma_beta_ratio=0.5))
     assert _of(simpo.losses(out, MICRO)) == pytest.approx({"preference": 3.44018970}, rel=1e-6)
@@ -97,7 +100,7 @@ def test_means_per_token_by_hand() -> None:
 def test_each_name_has_its_own_loss(name: str) -> None:
     settings = PreferenceConfig(beta=0.7, label_smoothing=0.1)
     micro = _with_reference(MICRO, REFERENCE)
-    values = {each: float(Preference(each, settings).losses(_scores(LOGP), micro)["preference"]) for each in ALL}
+    values = {each: _of(Preference(each, settings).losses(_scores(LOGP), micro))["preference"] for each in ALL}
     others = [value for each, value in values.items() if each != name]
     assert all(abs(values[name] - other) > 1e-3 for other in others)
 
