@@ -1,4 +1,4 @@
-"""Log-probabilities and cross-entropy: by hand, against transformers' own loss, and chunked against whole."""
+"""Log-probabilities and cross-entropy: by hand, against transformers' own loss."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch import nn
 from trainer_kit import Shape, rows
 
 from posttrain_trainer.algorithms.language_modeling import LanguageModeling
-from posttrain_trainer.losses import nll_sum, token_scores
+from posttrain_trainer.head import LogitTransform, fused_scores
+from posttrain_trainer.losses import nll_sum
 from posttrain_trainer.microbatch import collate, dummy
 from posttrain_trainer.scorer import Scorer, logit_transform
 from posttrain_trainer.tokenset import Example, TrainingRow
@@ -25,38 +25,13 @@ def _examples(count: int, seed: int = 0) -> list[Example]:
 def test_by_hand() -> None:
     # two classes with logits (0, log 3): p = 1/4, 3/4
     weight = torch.tensor([[0.0], [math.log(3.0)]])
-    logp, entropy, correct = token_scores(lambda h: h @ weight.T, torch.ones(2, 1), torch.tensor([0, 1]), chunk=8)
+    logp, entropy, correct = fused_scores(torch.ones(2, 1), weight, None, torch.tensor([0, 1]), LogitTransform())
     assert logp.tolist() == pytest.approx([math.log(0.25), math.log(0.75)], rel=1e-6)
     expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     assert entropy.tolist() == pytest.approx([expected, expected], rel=1e-6)
     assert correct.tolist() == [0.0, 1.0]
     total = nll_sum(logp, torch.tensor([1.0, 2.0]))
     assert float(total) == pytest.approx(math.log(4) + 2 * math.log(4 / 3), rel=1e-6)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_chunks_change_nothing(chunk: int) -> None:
-    torch.manual_seed(0)
-    hidden, head = torch.randn(7, 5), nn.Linear(5, 11, bias=False)
-    targets = torch.randint(0, 11, (7,))
-    results = []
-    for size in (chunk, 100):
-        given = hidden.clone().requires_grad_()
-        logp, entropy, correct = token_scores(head, given, targets, size)
-        head.zero_grad()
-        logp.sum().backward()
-        results.append((logp, entropy, correct, given.grad, head.weight.grad.clone()))
-    for ours, whole in zip(*results, strict=True):
-        torch.testing.assert_close(ours, whole, rtol=1e-6, atol=1e-6)
-
-
-def test_no_token_gives_zero_with_a_graph() -> None:
-    head = nn.Linear(5, 11)
-    hidden = torch.randn(0, 5, requires_grad=True)
-    logp, _, _ = token_scores(head, hidden, torch.zeros(0, dtype=torch.int64), 8)
-    nll_sum(logp, torch.zeros(0)).backward()
-    assert head.weight.grad is not None
-    assert float(head.weight.grad.abs().sum()) == 0.0
 
 
 def test_equals_the_loss_of_transformers() -> None:

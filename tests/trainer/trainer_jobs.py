@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import numpy as np
 import torch
 
 from posttrain_api.trainer import Topology, TrainerConfig
-from posttrain_trainer import batching as batching_module
 from posttrain_trainer import checkpoint_files as files_module
 from posttrain_trainer import engine as engine_module
-from posttrain_trainer import losses as losses_module
+from posttrain_trainer import head as head_module
+from posttrain_trainer import packing as packing_module
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import Job, Outside, assemble, course_of
 from posttrain_trainer.checkpoint import State
@@ -63,8 +64,8 @@ def cells(run_dir: str, names: list[str], result: str) -> None:
         folder = Path(run_dir) / name
         config = TrainerConfig.model_validate_json((folder / "config.json").read_text())
         runtime = runtime or runtime_module.start(config.topology, config.training.seed)
-        losses_module.MAX_LOGITS = int((folder / "max_logits").read_text())
-        batching_module.PACKED = (folder / "packed").exists()
+        head_module.TILE = int((folder / "max_logits").read_text())
+        packing_module.PACKED = (folder / "packed").exists()
         prepared = read_manifest(folder / "prepared")
         assert prepared is not None
         lines = Lines()
@@ -280,3 +281,27 @@ def adapter_scope(folder: str) -> None:
     found["off"] = parts.reference.attach(micro).values["reference"].tolist()
     found |= {"again": sums(), "learning_after": learning()}
     (Path(folder) / "scope.json").write_text(json.dumps(found))
+
+
+def second_models(folder: str) -> None:
+    """Assembles a job; keeps how many elements its frozen models had, and how many are still held, shards counted."""
+    engine_module.PERSISTENCE_THRESHOLD = 0
+    parameters: list[weakref.ref[torch.nn.Parameter]] = []
+    made = [0]
+    initialise = engine_module.FrozenEngine.__init__
+
+    def remember(frozen: Any, model: torch.nn.Module, settings: EngineSettings) -> None:
+        parameters.extend(weakref.ref(parameter) for parameter in model.parameters())
+        made[0] += sum(parameter.numel() for parameter in model.parameters())
+        initialise(frozen, model, settings)
+
+    engine_module.FrozenEngine.__init__ = remember  # type: ignore[method-assign]
+    config = TrainerConfig.model_validate_json((Path(folder) / "config.json").read_text())
+    runtime = runtime_module.start(config.topology, config.training.seed)
+    prepared = read_manifest(Path(folder) / "prepared")
+    assert prepared is not None
+    parts, _ = assemble(Job(config, prepared, runtime), Outside(), sgd)
+    assert parts.reference is not None
+    alive = [parameter for parameter in (each() for each in parameters) if parameter is not None]
+    held = sum(each.numel() + (each.ds_tensor.numel() if hasattr(each, "ds_tensor") else 0) for each in alive)
+    (Path(folder) / "models.json").write_text(json.dumps({"made": made[0], "held": held}))

@@ -8,16 +8,15 @@ and never call the head's weight outside the head's own forward: ZeRO-3 gathers 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer import losses
 from posttrain_trainer.errors import TrainerFailure
-from posttrain_trainer.losses import Scores, token_scores
+from posttrain_trainer.head import LogitTransform, fused_scores, scores_by_rows
+from posttrain_trainer.losses import Scores
 from posttrain_trainer.microbatch import MicroBatch
 
 
@@ -25,12 +24,10 @@ class Scorer(nn.Module):
     """Tokens in, scores of counted positions out. The engine must be called, never this module: ZeRO-3 counts
     forwards there."""
 
-    def __init__(self, lm: nn.Module, chunk: int | None = None) -> None:
+    def __init__(self, lm: nn.Module, temperature: float = 1.0) -> None:
         super().__init__()
         self.lm = lm
-        inner = causal_lm(lm)
-        vocabulary = inner.get_output_embeddings().weight.shape[0]
-        patch_head(inner, chunk or max(1, losses.MAX_LOGITS // vocabulary))
+        patch_head(causal_lm(lm), temperature)
 
     @staticmethod
     def inputs(micro: MicroBatch) -> tuple[Tensor | None, ...]:
@@ -56,34 +53,33 @@ def causal_lm(model: nn.Module) -> Any:
     return model if below is None else below()
 
 
-def patch_head(lm: Any, chunk: int) -> None:
+def patch_head(lm: Any, temperature: float = 1.0) -> None:
     """Lets `lm_head(hidden, targets)` return scores; `lm_head(hidden)` stays as it was.
 
-    On the instance and before the engine is made, so that ZeRO-3's hooks gather the weight around the new forward.
+    On the instance and before the engine is made, so that ZeRO-3's hooks gather the weight around the new forward. A
+    head that is no plain linear layer (one with an adapter, one that normalises its weight) is asked for rows of
+    logits: nothing is known of what it does.
     """
     head = lm.get_output_embeddings()
-    project, shape_logits = head.forward, logit_transform(lm.config)
+    project, transform = head.forward, logit_transform(lm.config, temperature)
+    plain, vocabulary = type(head).forward is nn.Linear.forward, len(head.weight)
 
-    def forward(_: nn.Module, hidden: Tensor, targets: Tensor | None = None) -> Tensor | Scores:
+    def forward(module: Any, hidden: Tensor, targets: Tensor | None = None) -> Tensor | Scores:
         if targets is None:
             logits: Tensor = project(hidden)
             return logits
-        return token_scores(lambda rows: shape_logits(project(rows)), hidden, targets, chunk)
+        if plain:
+            return fused_scores(hidden, module.weight, module.bias, targets, transform)
+        return scores_by_rows(lambda rows: transform(project(rows)), hidden, targets, vocabulary)
 
     head.forward = types.MethodType(forward, head)
 
 
-def logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
+def logit_transform(config: Any, temperature: float = 1.0) -> LogitTransform:
     """What some families do to logits after the head: Cohere multiplies, Granite divides, Gemma caps by tanh."""
-    factor = getattr(config, "logit_scale", None) or 1.0
-    factor /= getattr(config, "logits_scaling", None) or 1.0
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def transform(logits: Tensor) -> Tensor:
-        logits = logits if factor == 1.0 else logits * factor
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    return transform
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return LogitTransform(scale, getattr(config, "final_logit_softcapping", None), temperature)
 
 
 @torch.no_grad()
