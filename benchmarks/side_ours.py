@@ -119,7 +119,8 @@ class Ours:
         self.lines.append(dict(metrics))
 
     def round(self, size: int, steps: int) -> Round:
-        """The first `steps` batches, micro-batches of `size` tokens."""
+        """The first `steps` batches, micro-batches of `size` tokens. The first loss is not checked: after a round the
+        policy is no longer its reference."""
         batch = self.config.training.batch_size
         sampler = Sampler(len(self._tokens), batch, steps * batch, 0)
         feed = Feed(self._tokens, sampler, replace(_share(self.parts.feed), budget=size))
@@ -127,7 +128,7 @@ class Ours:
         course = course_of(self.config, resolved)
         self.lines.clear()
         self._watch.start()
-        assert Loop(replace(self.parts, feed=feed), course, self._job.runtime, State()).run()
+        assert Loop(replace(self.parts, feed=feed, start=None), course, self._job.runtime, State()).run()
         rows = [int(row) for step in range(steps) for row in sampler.rows(step)]
         phases = {name: sum(line.get(f"time/{name}", 0.0) for line in self.lines) for name in _phases(self.lines)}
         loss = statistics.mean(line["loss"] for line in self.lines)

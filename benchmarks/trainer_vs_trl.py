@@ -26,8 +26,8 @@ from typing import Any
 
 from benchmarks.cases import Case, case_file, write_case
 
-SIZES = {"ours": (1024, 2048, 4096), "trl": (2, 4, 8, 16)}
-"""Tokens of a micro-batch for ours, rows (pairs) of one for TRL."""
+SIZES = {"ours": (512, 1024, 2048, 8192), "trl": (1, 2, 4, 8)}
+"""Tokens of a micro-batch for ours, rows (pairs) of one for TRL; the last is each side's own default."""
 SIDES = ("ours", "trl")
 EXAMPLES = """examples:
   make bench-trainer                                     everything, about six minutes on one idle core
@@ -93,23 +93,25 @@ def rate(measured: dict[str, Any]) -> float:
     return float(measured["tokens"] / measured["cpu_seconds"])
 
 
-def fastest(child: Child, sizes: tuple[int, ...], title: str) -> int:
-    """The size with the best rate in a step of its own; the first step of all warms up and does not count."""
-    child.say(f"try {sizes[-1]}")
-    if len(sizes) == 1:
-        return sizes[0]
-    rates = {size: rate(child.say(f"try {size}")) for size in sizes}
-    best = max(rates, key=lambda size: rates[size])
-    note(f"{title}: {child.name} tried {', '.join(f'{size}: {value:,.0f}/s' for size, value in rates.items())}")
-    return best
+def tried(child: Child, sizes: tuple[int, ...], title: str) -> dict[int, float]:
+    """Rate of each size in a step of its own; the first step of all warms up and does not count."""
+    child.say(f"try {sizes[0]}")
+    rates = {size: rate(child.say(f"try {size}")) for size in sizes} if len(sizes) > 1 else {sizes[0]: 0.0}
+    note(f"{title}: {child.name} tried {listed(rates)}")
+    return rates
+
+
+def listed(rates: dict[int, float]) -> str:
+    """Sizes with their rates."""
+    return ", ".join(f"{size}: {value:,.0f}/s" for size, value in rates.items())
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Rounds of both sides, in order, and the micro-batch size of each."""
+    """Rounds of both sides, in order, and what each micro-batch size gave before them."""
 
     case: Case
-    sizes: dict[str, int]
+    tries: dict[str, dict[int, float]]
     rounds: dict[str, list[dict[str, Any]]]
 
 
@@ -120,7 +122,8 @@ def compare(case: Case, sizes: dict[str, tuple[int, ...]], rounds: int) -> Compa
     try:
         for child in children.values():
             child.answer()
-        best = {name: fastest(children[name], sizes[name], case.stage) for name in SIDES}
+        tries = {name: tried(children[name], sizes[name], case.stage) for name in SIDES}
+        best = {name: max(rates, key=lambda size: rates[size]) for name, rates in tries.items()}
         measured: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
         for number in range(rounds):
             for name in SIDES if number % 2 == 0 else SIDES[::-1]:
@@ -128,7 +131,7 @@ def compare(case: Case, sizes: dict[str, tuple[int, ...]], rounds: int) -> Compa
                 note(f"{case.stage}: round {number + 1} of {rounds}, {name}: {rate(measured[name][-1]):,.0f} tokens/s")
         for child in children.values():
             child.end()
-        return Compared(case, best, measured)
+        return Compared(case, tries, measured)
     finally:
         for child in children.values():
             child.process.kill()
@@ -151,8 +154,11 @@ def _digits(value: float) -> int:
 
 def table(compared: Compared, title: str) -> str:
     """One block of the report."""
-    case, sizes = compared.case, compared.sizes
-    head = f"{title}\n  micro-batch: ours {sizes['ours']} tokens, TRL {sizes['trl']} rows"
+    case, ours, theirs = compared.case, compared.tries["ours"], compared.tries["trl"]
+    head = f"{title}\n  micro-batches: ours, tokens {listed(ours)}; TRL, rows {listed(theirs)}"
+    if len(ours) > 1 and len(theirs) > 1:
+        ratio = list(ours.values())[-1] / list(theirs.values())[-1]
+        head += f"\n  at the default of each: ratio {ratio:.2f} (one step); below, each at its fastest"
     model = f"vocabulary {case.vocabulary:,}, hidden {case.hidden}, layers {case.layers}"
     shape = f"  {case.rows} rows, {case.batch} a step; {model}"
     lines = [head, shape, f"  {'':<28}{'ours':>12}{'TRL':>12}{'ratio':>9}"]
@@ -197,7 +203,7 @@ def speed(options: argparse.Namespace, stage: str, folder: str) -> str:
     rows, batch = (64, 32) if stage == "SFT" else (32, 16)
     shape = (options.vocabulary, options.hidden, options.layers)
     case = Case(stage, folder, rows, batch, *shape, max_length=512, threads=options.threads)
-    sizes = {"ours": (2048,), "trl": (4,)} if options.quick else SIZES
+    sizes: dict[str, tuple[int, ...]] = {"ours": (1024,), "trl": (2,)} if options.quick else SIZES
     return table(compare(case, sizes, 1 if options.quick else options.rounds), f"{stage}, rows of mixed length")
 
 
