@@ -155,10 +155,12 @@ def check_fits(adapter: Adapter, config: Any, *, trust_remote_code: bool = False
         module = modules.get(layer)
         if module is None:
             raise _misfit(adapter.where, f"this model has no module {layer!r}", "Use the adapter's own base.")
-        features = (module.in_features, shape[1]) if kind == "A.weight" else (module.out_features, shape[0])
-        if features[0] != features[1]:
+        if not isinstance(module, nn.Linear):
+            continue  # peft's loading compares the sizes of others
+        features, own = (module.in_features, shape[1]) if kind == "A.weight" else (module.out_features, shape[0])
+        if features != own:
             raise _misfit(
-                adapter.where, f"{name} is {list(shape)}, and {layer} has {features[0]}", "Use the adapter's own base."
+                adapter.where, f"{name} is {list(shape)}, and {layer} has {features}", "Use the adapter's own base."
             )
 
 
