@@ -85,6 +85,7 @@ class TokenCache:
         """The token set in `folder`, from the cache or made by `make`, which fills `folder` too."""
         if self.root is None:
             return make()
+        _log.info("%s: reading the data once, to look for their token set in %s", folder.name, self.root)
         entry = self.root / key_of(facts())
         built = self._take(entry, folder)
         if built is None:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain_api.records import DataReport
@@ -115,20 +115,13 @@ def build(
     tokeniser: Tokeniser,
 ) -> Built:
     """Writes the token set of the sources to `folder`. TrainerFailure where too much is refused or nothing is left."""
-    tally, samples = Tally(name), list[Sample]()
+    tally, columns = Tally(name), _columns(sources)
     progress = Progress(f"tokenise {name}", sum(opened.size for opened, _ in sources))
-    columns = _columns(sources)
     with TokenSetWriter(folder, _arity(sources), columns) as writer, progress:
+        filling = _Filling(tally, writer, dict.fromkeys(columns, 0.0))
         for opened, schema in sources:
             for place, outcome, size in _outcomes(opened, schema, config, tokeniser):
-                if isinstance(outcome, RowRefused):
-                    tally.refuse(place, outcome)
-                else:
-                    if len(samples) < SAMPLES:
-                        samples.append(Sample(place, tally.training_rows, outcome.rows[0]))
-                    tally.use(outcome)
-                    for row in outcome.rows:
-                        writer.append(*row.examples, **{**dict.fromkeys(columns, 0.0), **row.values})
+                filling.take(place, outcome)
                 progress.advance(size, f"{tally.rows} rows, {tally.tokens} tokens")
                 if tally.hopeless(config):
                     break
@@ -137,7 +130,27 @@ def build(
     if tally.first:
         tally.write_refused(folder.parent / f"refused-{name}.jsonl")
     judge(tally, config)
-    return Built(tally.report(), tuple(writer.sources), tuple(samples), digest_of(folder))
+    return Built(tally.report(), tuple(writer.sources), tuple(filling.samples), digest_of(folder))
+
+
+@dataclass
+class _Filling:
+    """A set that is being filled. `numbers`: of a row that does not bring its own."""
+
+    tally: Tally
+    writer: TokenSetWriter
+    numbers: dict[str, float]
+    samples: list[Sample] = field(default_factory=list)
+
+    def take(self, place: Place, outcome: Encoded | RowRefused) -> None:
+        if isinstance(outcome, RowRefused):
+            self.tally.refuse(place, outcome)
+            return
+        if len(self.samples) < SAMPLES:
+            self.samples.append(Sample(place, self.tally.training_rows, outcome.rows[0]))
+        self.tally.use(outcome)
+        for row in outcome.rows:
+            self.writer.append(*row.examples, **{**self.numbers, **row.values})
 
 
 def _arity(sources: Sources) -> int:
