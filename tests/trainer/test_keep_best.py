@@ -168,7 +168,7 @@ def test_killed_inside_the_removal_of_the_former_best(tmp_path: Path) -> None:
     values = {1: 5.0, 2: 3.0, 3: 2.0, 4: 9.0, 5: 9.0, 6: 9.0}
     whole, broken = _job(tmp_path / "whole"), _job(tmp_path / "broken")
     expected = _ended([whole], 1, values)[0]["success"]["best"]
-    codes, _ = _run([broken], 1, values, resume_jobs.die_in_removal, 2)
+    codes, _ = _run([broken], 1, values, resume_jobs.killed, "removal", 2, 0)
     assert codes == [-9]
     assert _steps(broken) == [3]
     assert _ended([broken], 2, values)[0]["success"]["best"] == expected

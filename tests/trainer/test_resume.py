@@ -1,87 +1,201 @@
-"""Six steps are three, kill -9, and three more: the same weights to the bit and the same lines in metrics.jsonl.
+"""kill -9 at a random moment, and the next attempt: the same weights to the bit and the same lines in metrics.jsonl.
 
-With dropout, so that the random state matters, and with evaluation in between, so that it must not. Cases are
-chosen pairwise over tuning, ZeRO stage and ranks.
+Every stage and kind of reference, full and LoRA, fp32 and bf16; with dropout where the stage has it, so that the random
+state matters, and with evaluation in between, so that it must not. Each cell is killed once, inside its computation or
+inside a save; where exactly is drawn from SEED, POSTTRAIN_TEST_SEED says another. Undisturbed and resumed runs share a
+process group per number of ranks.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_kit import Shape, exported, make_config, make_model, prepare, rows, start_worker, steady_lines, succeed
+import resume_jobs
+from trainer_kit import (
+    Shape,
+    exported,
+    make_config,
+    make_model,
+    make_reward_model,
+    pairs,
+    prepare,
+    rows,
+    start_ranks,
+    steady_lines,
+)
 
 from posttrain_trainer.checkpoint_files import committed
-from posttrain_trainer.metrics import read_metrics
 
+SEED = int(os.environ.get("POSTTRAIN_TEST_SEED", "4"))
+STEPS, EVERY = 6, 2
+WAIT = 600
+pytestmark = pytest.mark.timeout(2 * WAIT)  # on a busy machine; alone it is done in a minute
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.2, "target_modules": ["all-linear"]}
-CASES = [
-    ("Full", 0, 1),
-    ("Full", 1, 2),
-    ("Full", 2, 2),
-    ("Full", 3, 1),
-    ("Full", 3, 2),
-    ("LoRA", 0, 2),
-    ("LoRA", 2, 1),
-    ("LoRA", 3, 2),
+COMPUTATION = ("forward", "optimizer", "applied", "line", "evaluation")
+SAVE = ("DeepSpeed", "manifest", "commit", "removal")
+STAGES: dict[str, dict[str, Any]] = {
+    "pretrain": {"stage": "Pretrain"},
+    "sft": {"stage": "SFT"},
+    "reward": {"stage": "RewardModel", "reward_model__centering": 0.05},
+    "dpo": {"stage": "Preference", "algorithm": "DPO", "preference__sft_weight": 0.3},
+    "simpo": {"stage": "Preference", "algorithm": "SimPO"},
+}
+# stage, reference, tuning, ZeRO stage, ranks, precision, where it is killed
+CELLS = [
+    ("pretrain", "none", "Full", 0, 1, "FP32", COMPUTATION),
+    ("pretrain", "none", "Full", 2, 2, "BF16", SAVE),
+    ("sft", "none", "Full", 1, 2, "FP32", COMPUTATION),
+    ("sft", "none", "Full", 3, 2, "FP32", SAVE),
+    ("sft", "none", "LoRA", 0, 1, "FP32", SAVE),
+    ("sft", "none", "LoRA", 3, 2, "BF16", COMPUTATION),
+    ("reward", "none", "Full", 0, 1, "FP32", SAVE),
+    ("reward", "none", "Full", 3, 1, "BF16", COMPUTATION),
+    ("reward", "none", "LoRA", 2, 2, "FP32", COMPUTATION),
+    ("dpo", "off", "LoRA", 0, 2, "FP32", SAVE),
+    ("dpo", "off", "LoRA", 3, 1, "BF16", COMPUTATION),
+    ("dpo", "frozen", "Full", 0, 1, "FP32", COMPUTATION),
+    ("dpo", "other", "Full", 3, 2, "FP32", COMPUTATION),
+    ("dpo", "cached", "Full", 2, 2, "BF16", SAVE),
+    ("dpo", "cached", "LoRA", 2, 1, "FP32", COMPUTATION),
+    ("simpo", "none", "Full", 1, 1, "BF16", SAVE),
 ]
 
 
-def _job(run_dir: Path, tuning: str, zero: int, ranks: int, keep: int = 2) -> Any:
+@dataclass(frozen=True)
+class Cell:
+    """A job and how its first attempt ends."""
+
+    name: str
+    stage: str
+    reference: str
+    tuning: str
+    zero: int
+    ranks: int
+    precision: str
+    place: str
+    step: int
+    rank: int
+
+
+def _cell(*drawn_for: Any) -> Cell:
+    *settings, places = drawn_for
+    stage, reference, tuning, zero, ranks, precision = settings
+    name = f"{stage}-{reference}-{tuning}-z{zero}-r{ranks}-{precision}"
+    chance = random.Random(f"{SEED} {name}")
+    place = chance.choice(places)
+    step = chance.randint(1, STEPS)
+    if places is SAVE or place == "evaluation":
+        step = chance.randrange(EVERY, STEPS - EVERY + 1 if place == "removal" else STEPS + 1, EVERY)
+    only_first = place in ("line", "manifest", "commit", "removal")
+    return Cell(name, *settings, place, step, 0 if only_first else chance.randrange(ranks))
+
+
+DRAWN = {cell.name: cell for cell in (_cell(*settings) for settings in CELLS)}
+
+
+def _make(folder: Path, models: Path, cell: Cell) -> Any:
+    changes: dict[str, Any] = {"lora": LORA} if cell.tuning == "LoRA" else {}
+    given: dict[str, Any] = {}
+    if cell.reference == "other":
+        changes["reference"] = {"source": {"uri": "pvc://models/other", "path": str(models / "other")}}
+        given = {"reference_dir": str(models / "other"), "reference_digest": "sha256:other"}
     config = make_config(
-        run_dir,
-        tuning=tuning,
-        **({"lora": LORA} if tuning == "LoRA" else {}),
-        zero_stage=zero,
-        evaluation__every_steps=2,
-        checkpoint__every_steps=3,
-        checkpoint__keep_last=keep,
-        topology__processes_per_node=ranks,
+        folder,
+        tuning=cell.tuning,
+        zero_stage=cell.zero,
+        evaluation={"every_steps": EVERY, "keep_best": cell.place != "removal"},
+        checkpoint__every_steps=EVERY,
+        checkpoint__keep_last=1,
+        topology__processes_per_node=cell.ranks,
+        training__max_steps=STEPS,
+        training__precision=cell.precision,
+        preference__cache_reference=cell.reference == "cached",
+        **STAGES[cell.stage],
+        **changes,
     )
-    make_model(run_dir / "model", Shape(attention_dropout=0.2))
-    prepare(config, rows(25), rows(9, seed=1))
+    two = cell.stage not in ("pretrain", "sft")
+    train, held_out = (pairs(20), pairs(5, seed=1)) if two else (rows(25), rows(9, seed=1))
+    model = models / ("reward" if cell.stage == "reward" else "model")
+    prepare(config, train, held_out, model_dir=str(model), precision=cell.precision, **given)
     return config
 
 
-@pytest.mark.parametrize(("tuning", "zero", "ranks"), CASES)
-def test_killed_and_resumed_is_bit_equal(tmp_path: Path, tuning: str, zero: int, ranks: int) -> None:
-    whole = _job(tmp_path / "whole", tuning, zero, ranks)
-    expected = succeed(whole, ranks)
-    broken = _job(tmp_path / "broken", tuning, zero, ranks)
-    codes = start_worker(broken, ranks, 1, ("die_after_line", 5)).wait()
-    assert codes[0] == -9
-    assert codes[1:] == [160] * (ranks - 1)  # PeerLost
-    assert [line["step"] for line in read_metrics(tmp_path / "broken" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
-    found = succeed(broken, ranks, 2)
-    assert "resumed from" in (tmp_path / "broken" / "logs-2" / "rank-0.log").read_text()
-    assert exported(broken) == exported(whole)
-    assert steady_lines(broken) == steady_lines(whole)
-    if tuning == "Full":  # an adapter names the folder of its base, which differs here
-        assert found["output"]["digest"] == expected["output"]["digest"]
-    assert found["step"] == 6
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `whole/<cell>`, never disturbed, and `broken/<cell>`: killed once, resumed once."""
+    root = tmp_path_factory.mktemp("resume")
+    make_model(root / "model", Shape(attention_dropout=0.2))
+    make_model(root / "other", seed=4)
+    make_reward_model(root / "reward", Shape(attention_dropout=0.2))
+    for name, cell in DRAWN.items():
+        for kind in ("whole", "broken"):
+            _make(root / kind / name, root, cell)
+    for name, cell in DRAWN.items():
+        folder = root / "broken" / name
+        given = (cell.place, cell.step, cell.rank, [str(folder)])
+        codes = start_ranks(resume_jobs.killed, given, cell.ranks, folder / "logs-1").wait()
+        (folder / "codes.json").write_text(json.dumps(codes))
+        (folder / "left.json").write_text(json.dumps(_steps(folder)))
+    for ranks in (1, 2):
+        names = [name for name, cell in DRAWN.items() if cell.ranks == ranks]
+        for number, kind in ((1, "whole"), (2, "broken")):
+            folders = [str(root / kind / name) for name in names]
+            running = start_ranks(resume_jobs.attempt, (number, folders), ranks, root / f"{kind}-{ranks}")
+            assert running.wait(WAIT) == [0] * ranks, running.output()
+    return root
 
 
-@pytest.mark.parametrize(
-    ("place", "step", "zero", "ranks", "left"),
-    [
-        ("DeepSpeed", 3, 2, 2, []),
-        ("manifest", 6, 3, 1, [3]),
-        ("commit", 6, 2, 2, [6, 3]),
-        ("removal", 3, 0, 1, [6]),  # keepLast 1: step 6 is committed, then step 3 goes
-    ],
-)
-def test_killed_inside_a_save(tmp_path: Path, place: str, step: int, zero: int, ranks: int, left: list[int]) -> None:
-    whole = _job(tmp_path / "whole", "Full", zero, ranks, keep=1)
-    succeed(whole, ranks)
-    broken = _job(tmp_path / "broken", "Full", zero, ranks, keep=1)
-    assert -9 in start_worker(broken, ranks, 1, ("die_in_save", place, step)).wait()
-    checkpoints = tmp_path / "broken" / "checkpoints"
-    assert [entry.manifest.step for entry in committed(checkpoints)] == left
-    succeed(broken, ranks, 2)
-    log = (tmp_path / "broken" / "logs-2" / "rank-0.log").read_text()
-    assert (f"at step {left[0]}" in log) if left else ("resumed" not in log)
-    assert exported(broken) == exported(whole)
-    assert steady_lines(broken) == steady_lines(whole)
-    if left != [6, 3]:  # a finished job saves no more, and so removes none
-        assert [path.name for path in checkpoints.iterdir()] == ["step-000006"]
+def _steps(folder: Path) -> list[int]:
+    return [entry.manifest.step for entry in committed(folder / "checkpoints")]
+
+
+def _newest(cell: Cell) -> int:
+    """Step of the newest checkpoint that is committed when the rank dies; 0: there is none."""
+    before = (cell.step - 1) // EVERY * EVERY
+    return {"commit": cell.step, "removal": cell.step + EVERY}.get(cell.place, before)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_killed_and_resumed_is_bit_equal(runs: Path, name: str) -> None:
+    cell = DRAWN[name]
+    print(f"seed {SEED}: rank {cell.rank} killed at {cell.place} of step {cell.step}")
+    whole, broken = runs / "whole" / name, runs / "broken" / name
+    ends = [_end(folder) for folder in (whole, broken)]
+    assert all("success" in end for end in ends), ends
+    codes = json.loads((broken / "codes.json").read_text())
+    assert [code for rank, code in enumerate(codes) if rank == cell.rank] == [-9], codes
+    newest = _newest(cell)
+    assert json.loads((broken / "left.json").read_text())[:1] == ([newest] if newest else [])
+    log = (runs / f"broken-{cell.ranks}" / "rank-0.log").read_text()
+    resumed = [line.rpartition(" at step ")[2] for line in log.splitlines() if f"resumed from {broken}/" in line]
+    assert resumed == ([str(newest)] if newest else [])
+    configs = [make_config(folder) for folder in (whole, broken)]
+    weights, lines = [exported(config) for config in configs], [steady_lines(config) for config in configs]
+    assert weights[0]
+    assert weights[0] == weights[1]
+    assert [line["step"] for line in lines[0]] == list(range(1, STEPS + 1))
+    assert lines[0] == lines[1]
+    assert _same(ends[0]) == _same(ends[1])
+
+
+def _end(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "work" / "ends" / "rank-0.json").read_text())
+    return found
+
+
+def _same(end: dict[str, Any]) -> dict[str, Any]:
+    """Of the success record what does not name a time or a place."""
+    return {name: end["success"].get(name) for name in ("step", "best", "resolved")}
+
+
+def test_the_lines_are_those_of_a_training(runs: Path) -> None:
+    """What is compared is no constant: the loss moves, and two cells do not train alike."""
+    lines = {name: steady_lines(make_config(runs / "whole" / name)) for name in DRAWN}
+    assert all(len({line["loss"] for line in found}) > 2 for found in lines.values())
+    assert len({found[-1]["loss"] for found in lines.values()}) == len(lines)
