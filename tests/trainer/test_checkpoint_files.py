@@ -84,3 +84,38 @@ def test_fence(tmp_path: Path) -> None:
     Fence(tmp_path, 2).check()
     with pytest.raises(TrainerFailure, match="attempt 2 has taken over, this is attempt 1"):
         Fence(tmp_path, 1).check()
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        _write(tmp_path, step)
+    assert [path.name for path in files.prune(tmp_path, 2, best=2)] == ["step-000004"]
+    assert _steps(tmp_path) == [8, 6, 2]
+    files.prune(tmp_path, 2, best=8)  # a newer one is the best: the former goes, and no third is kept
+    assert _steps(tmp_path) == [8, 6]
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_replacing_a_checkpoint_never_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
+    """The same step is saved twice where its evaluation was missing; killed before, between and after the two renames
+    there is a whole one, and nothing else."""
+    _write(tmp_path, 3, text="first")
+    rename, calls = Path.rename, [0]
+
+    def rename_or_die(path: Path, target: Path) -> Path:
+        if calls[0] == done:
+            raise KeyboardInterrupt
+        calls[0] += 1
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_or_die)
+    if done == 2:
+        monkeypatch.setattr(files.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        _write(tmp_path, 3, attempt=2, text="second")
+    monkeypatch.undo()
+    files.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
+    entry = files.committed(tmp_path)[0]
+    assert files.damaged(entry, entry.manifest.files) is None
+    assert (entry.folder / "ds" / "weights.pt").read_text() == ("second" if done == 2 else "first")
