@@ -73,7 +73,8 @@ def _said(parts: Parts, probe: Path) -> torch.Tensor:
     """The scores, or the log-probabilities, of all rows at once."""
     tokens = TokenSet(probe)
     parts.engine.train(False)
-    micro = collate([tokens[row] for row in range(len(tokens))], whole=parts.algorithm.needs == "score")
+    rows = [tokens[row] for row in range(len(tokens))]
+    micro = collate(rows, whole=parts.algorithm.needs == "score", packed=True)
     out = parts.engine.forward(micro)
     return out if parts.algorithm.needs == "score" else out[0]
 
