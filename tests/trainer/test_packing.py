@@ -11,9 +11,8 @@ import torch
 import transformers
 from trainer_kit import Shape
 
-from posttrain_trainer import batching
-from posttrain_trainer.batching import packs
 from posttrain_trainer.microbatch import MicroBatch, collate
+from posttrain_trainer.packing import NAME, packs, use_packed_attention
 from posttrain_trainer.score_model import ScoreModel
 from posttrain_trainer.scorer import Scorer
 from posttrain_trainer.tokenset import Example, TrainingRow
@@ -31,13 +30,19 @@ def _config(family: str) -> Any:
     )
 
 
-@pytest.fixture(scope="module", params=["Llama-sdpa", "Llama-eager", "Qwen3-sdpa", "Qwen3-eager"])
+@pytest.fixture(
+    scope="module",
+    params=[f"{family}-{attention}" for family in ("Llama", "Qwen3") for attention in ("sdpa", "eager", NAME)],
+)
 def model(request: pytest.FixtureRequest) -> Any:
     family, attention = request.param.split("-")
     torch.manual_seed(0)
+    given = "sdpa" if attention == NAME else attention
     made = transformers.AutoModelForCausalLM.from_config(
-        _config(family), attn_implementation=attention, dtype=torch.float32
+        _config(family), attn_implementation=given, dtype=torch.float32
     )
+    if attention == NAME:
+        assert use_packed_attention(Scorer(made))
     return made.train()  # as it is trained: no dropout in these shapes
 
 
@@ -55,17 +60,26 @@ def _hidden(model: Any, micro: MicroBatch) -> torch.Tensor:
     return states.last_hidden_state.flatten(0, 1)
 
 
-def test_packed_scores_are_the_padded_ones(model: Any) -> None:
+def test_packed_scores_are_those_of_each_alone(model: Any) -> None:
+    """Scores and gradients: one line of all sequences, against a line for each."""
     scorer = Scorer(model)
     scored = []
-    for packed in (False, True):
-        micro = collate(_rows(), packed=packed)
-        logp = scorer(*scorer.inputs(micro))[0]
+    for micros in ([collate([row], packed=True) for row in _rows()], [collate(_rows(), packed=True)]):
         model.zero_grad()
-        logp.sum().backward()
-        scored.append((logp.detach(), micro.by_sequence(logp.detach()), model.lm_head.weight.grad.clone()))
+        logps = [scorer(*scorer.inputs(micro))[0] for micro in micros]
+        torch.cat(logps).sum().backward()
+        scored.append((torch.cat(logps).detach(), *[each.grad.clone() for each in model.parameters()]))
     for one, other in zip(*scored, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_packed_scores_are_the_padded_ones() -> None:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(Shape().config(), dtype=torch.float32)
+    scorer = Scorer(model)
+    padded = scorer(*scorer.inputs(collate(_rows())))[0]
+    assert use_packed_attention(scorer)
+    torch.testing.assert_close(scorer(*scorer.inputs(collate(_rows(), packed=True)))[0], padded, rtol=1e-5, atol=1e-5)
 
 
 def test_another_document_is_never_seen(model: Any) -> None:
@@ -91,6 +105,31 @@ def test_a_reward_is_read_at_each_end() -> None:
     torch.testing.assert_close(padded, packed, rtol=1e-5, atol=1e-5)
 
 
-def test_the_kernel_chooses() -> None:
-    assert batching.PACKED is None
-    assert [packs(name) for name in ("SDPA", "Eager", "FlashAttention2")] == [False, False, True]
+@pytest.mark.parametrize(
+    ("attention", "device", "packed"),
+    [
+        ("SDPA", "cpu", True),
+        ("SDPA", "cuda", False),
+        ("Eager", "cpu", False),
+        ("FlashAttention2", "cuda", True),
+    ],
+)
+def test_the_kernel_chooses(attention: str, device: str, packed: bool) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(Shape().config())
+    assert packs(Scorer(model), attention, torch.device(device)) is packed
+    assert (model.config._attn_implementation == NAME) is (packed and attention == "SDPA")
+
+
+@pytest.mark.parametrize("what", ["windows", "softcap"])
+def test_more_than_causal_attention_stays_padded(what: str) -> None:
+    """Mistral's windows and Gemma's soft caps: nothing is set, and the model is as it was."""
+    given = Shape().config().to_dict()
+    shape = {name: given[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.MistralConfig(**shape, sliding_window=4)
+    if what == "softcap":
+        config = transformers.Gemma2Config(**shape, attn_logit_softcapping=20.0, layer_types=["full_attention"] * 2)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    assert not packs(Scorer(model), "SDPA", torch.device("cpu"))
+    assert model.config._attn_implementation == "eager"
+    assert model(input_ids=torch.arange(4)[None]).logits.shape == (1, 4, shape["vocab_size"])

@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trainer_kit import Shape, call, exported, make_config, make_model, pairs, prepare, run_ranks, run_worker, succeed
+import transformers
+from trainer_kit import (
+    Shape,
+    call,
+    exported,
+    make_config,
+    make_model,
+    pairs,
+    prepare,
+    run_ranks,
+    run_worker,
+    steady_lines,
+    succeed,
+)
 
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.dropout import without_dropout
@@ -125,3 +138,42 @@ def test_dropout_is_off_for_good() -> None:
     assert layer.attention_dropout == 0.0
     assert layer.training
     assert torch.equal(layer(torch.ones(2, 3, 4, 4)), torch.ones(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_second_model_is_freed_when_the_cache_is_full(tmp_path: Path, zero: int) -> None:
+    make_model(tmp_path / "other", seed=4)
+    reference = {"source": {"uri": "pvc://models/other", "path": str(tmp_path / "other")}}
+    config = _job(tmp_path, zero_stage=zero, reference=reference, preference__cache_reference=True)
+    given = {"reference_dir": str(tmp_path / "other"), "reference_digest": "sha256:other"}
+    prepare(config, TRAIN, HELD_OUT, **given)
+    run_ranks(call, ("second_models", str(tmp_path)), 1, tmp_path)
+    models = json.loads((tmp_path / "models.json").read_text())
+    assert models["made"] > 10_000
+    assert models["held"] == 0
+    values = np.load(_caches(tmp_path)[1])
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "other", dtype=torch.float32).eval()
+    assert values[3].tolist() == pytest.approx([_sum(model, *example) for example in TRAIN[3]], rel=1e-6)
+
+
+@torch.no_grad()
+def _sum(model: Any, tokens: list[int], mask: list[int]) -> float:
+    log_probs = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].log_softmax(-1)
+    return sum(float(log_probs[at - 1, tokens[at]]) for at in range(1, len(tokens)) if mask[at])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_bf16_begins_at_log_2(tmp_path: Path, cached: bool) -> None:
+    """Frozen copy: the same forward, the same bits. Cached in other micro-batches: within bf16's rounding."""
+    config = _job(tmp_path, zero_stage=2, training__precision="BF16", preference__cache_reference=cached)
+    prepare(config, TRAIN, HELD_OUT, precision="BF16")
+    succeed(config)
+    first = steady_lines(config)[0]
+    assert first["loss"] == pytest.approx(0.693147, abs=3e-2 if cached else 1e-6)
+
+
+def test_the_reference_has_its_own_time(tmp_path: Path) -> None:
+    config = _job(tmp_path)
+    succeed(config)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert 0 < line["time/reference"] < line["step_time"]

@@ -31,6 +31,8 @@ from posttrain_trainer.prepared import Prepared, write_manifest
 from posttrain_trainer.tokenset import Example, TokenSetWriter
 
 VOCABULARY = 61
+PATIENCE = float(os.environ.get("POSTTRAIN_TEST_PATIENCE", "280"))
+"""Seconds that ranks may take: less than pytest's own limit, whose report does not show what the ranks said."""
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -260,7 +262,7 @@ class Ranks:
     def pids(self) -> list[int]:
         return [process.pid for process in self.processes]
 
-    def wait(self, timeout: float = 120) -> list[int]:
+    def wait(self, timeout: float = PATIENCE) -> list[int]:
         """Exit codes; the ranks' output is shown where one is late."""
         end = time.monotonic() + timeout
         for process in self.processes:

@@ -16,7 +16,7 @@ from posttrain_api.reasons import Reason
 from posttrain_api.records import Resolved
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.algorithms import algorithm_of
-from posttrain_trainer.batching import Feed, Share, packs
+from posttrain_trainer.batching import Feed, Share
 from posttrain_trainer.best import judge_of
 from posttrain_trainer.checkpoint import Checkpoints, Place
 from posttrain_trainer.checkpoint_facts import facts_of
@@ -35,6 +35,7 @@ from posttrain_trainer.fence import Fence, current_attempt
 from posttrain_trainer.loop import Course, Parts
 from posttrain_trainer.mixture import epoch_rows, parts_of
 from posttrain_trainer.model import build_module, check_unchanged, count
+from posttrain_trainer.packing import packs
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.record import ENV_ATTEMPT
 from posttrain_trainer.recorder import Observer, Recorder, Sink
@@ -70,6 +71,7 @@ def assemble(job: Job, outside: Outside, make_optimizer: MakeOptimizer | None = 
         check_unchanged(config, prepared)
     module = build_module(config, prepared)
     counts = count(module)
+    packed = packs(module, prepared.resolved.attention, job.runtime.device)
     resolved = prepared.resolved.model_copy(
         update={"parameters": counts.parameters, "trainable_parameters": counts.trainable}
     )
@@ -80,7 +82,7 @@ def assemble(job: Job, outside: Outside, make_optimizer: MakeOptimizer | None = 
         job.runtime.ranks,
         config.training.tokens_per_micro_batch,
         whole=algorithm.needs == "score",
-        packed=packs(resolved.attention),
+        packed=packed,
     )
     sets = _sets(prepared)
     compared = Compared(config, prepared, job.runtime, engine, part)

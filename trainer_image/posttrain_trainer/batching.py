@@ -22,14 +22,6 @@ Lengths = NDArray[np.int64]
 """Tokens of each sequence, [rows, arity]."""
 BLOCK_ROWS, MOST_ROWS = 4096, 2**18
 """Rows of a set, per rank and in all, whose lengths are looked at together."""
-PACKED: bool | None = None
-"""None: as the attention kernel likes it. Tests set it: the result is the same."""
-
-
-def packs(attention: str) -> bool:
-    """Whether sequences share a line. With kernels of variable length that is fastest; elsewhere a packed line costs a
-    dense mask, and padding among sequences of similar length costs less."""
-    return attention.startswith("FlashAttention") if PACKED is None else PACKED
 
 
 @dataclass(frozen=True)

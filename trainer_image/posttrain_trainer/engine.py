@@ -228,8 +228,13 @@ class FrozenEngine:
 
     def close(self) -> None:
         """Gives its memory back; it cannot be called again."""
+        for parameter in self._module.parameters():
+            # By hand: at ZeRO-3 DeepSpeed keeps hold of a model that it has once seen.
+            for held in (parameter, getattr(parameter, "ds_tensor", None)):
+                if held is not None:
+                    held.data = torch.empty(0, dtype=held.dtype, device=held.device)
         if self._run is not self._module:
-            self._run.destroy()  # hooks would keep the model alive
+            self._run.destroy()
         del self._run, self._module
         gc.collect()
 

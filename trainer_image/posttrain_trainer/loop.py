@@ -97,8 +97,10 @@ class Loop:
         for micro in micros:
             if self._stopping():
                 return False
+            compared = self._compared(micro.to(self._runtime.device))
             with self._phases.measure("forward_backward"):
-                self._accumulate(micro, weights, tally)
+                losses = tally.add(parts.engine.forward(compared), compared)
+                parts.engine.backward(scaled(losses, parts.algorithm.terms, weights, self._runtime.ranks))
         with self._phases.measure("optimizer"):
             parts.engine.set_learning_rate(self._course.schedule.rate(step))
             info = parts.engine.step()
@@ -115,18 +117,17 @@ class Loop:
         *sums, tokens = self._runtime.control.sum([*local, sum(micro.tokens for micro in micros)])
         return weights_of(self._parts.algorithm, sums), tokens
 
-    def _accumulate(self, cpu_micro: MicroBatch, weights: Weights, tally: Tally) -> None:
-        parts = self._parts
-        micro = cpu_micro.to(self._runtime.device)
-        if parts.reference is not None:
-            micro = parts.reference.attach(micro)
-        losses = tally.add(parts.engine.forward(micro), micro)
-        parts.engine.backward(scaled(losses, parts.algorithm.terms, weights, self._runtime.ranks))
+    def _compared(self, micro: MicroBatch) -> MicroBatch:
+        """With what the reference says of it, where there is one."""
+        if self._parts.reference is None:
+            return micro
+        with self._phases.measure("reference"):
+            return self._parts.reference.attach(micro)
 
     def _reduce(self, tally: Tally, weights: Weights) -> Metrics:
         """Loss and the algorithm's metrics over all ranks; also which rank was the slowest."""
         busy = [0.0] * self._runtime.ranks
-        busy[self._runtime.rank] = self._phases.seconds("data") + self._phases.seconds("forward_backward")
+        busy[self._runtime.rank] = sum(map(self._phases.seconds, ("data", "reference", "forward_backward")))
         metrics, busy = tally.reduce(self._runtime.control, weights, busy)
         self._parts.recorder.slowest_rank = busy.index(max(busy))
         if not math.isfinite(metrics["loss"]):
@@ -177,7 +178,7 @@ class Loop:
         judge, best = self._course.judge, self.state.best
         if judge is not None:
             best = judge.choose(best, self.state.step, result)
-        self.state = replace(self.state, metrics={**(self.state.metrics or {}), **result}, best=best)
+        self.state = replace(self.state, metrics=_times_last({**(self.state.metrics or {}), **result}), best=best)
         return True
 
     def _stopping(self) -> bool:
@@ -197,3 +198,8 @@ class Loop:
         if self.state.step > 0 and (last is None or last.step != self.state.step):
             self._save(generators)
         return False
+
+
+def _times_last(metrics: Metrics) -> Metrics:
+    """Where a report has no room for all, the times of phases are what is left out."""
+    return dict(sorted(metrics.items(), key=lambda item: item[0].startswith("time/")))

@@ -66,13 +66,13 @@ class Cache:
             return None
         return Cached(np.load(path, mmap_mode="r"))
 
-    def fill(self, folder: Path, tokens: TokenSet, reference: Reference) -> bool:
-        """Computes and writes it; False where the ranks agreed to stop."""
+    def fill(self, folder: Path, tokens: TokenSet, reference: Reference) -> None:
+        """Computes and writes it; writes nothing where the ranks agreed to stop."""
         rows: list[int] = []
         values: list[torch.Tensor] = []
         for cpu_micro in whole_set(tokens, self.part):
             if self.runtime.control.any(self.runtime.stop.requested):
-                return False
+                return
             micro = reference.attach(cpu_micro.to(self.runtime.device))
             if micro.tokens:  # not a dummy
                 rows += micro.numbers
@@ -86,7 +86,6 @@ class Cache:
             _write(self._path(folder), whole)
             log.info("reference: log-probabilities of %d rows are in %s", len(tokens), self._path(folder))
         self.runtime.control.barrier()
-        return True
 
     def _path(self, folder: Path) -> Path:
         return folder / f"reference-{self.key}.npy"

@@ -7,6 +7,7 @@ where `preference.cacheReference` asks for it. Nothing of it depends on the algo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.model import build_module
 from posttrain_trainer.model_files import digest_of
 from posttrain_trainer.objective import StartLoss
+from posttrain_trainer.packing import packs
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.reference import Reference
 from posttrain_trainer.reference_cache import Cache, key_of
@@ -43,7 +45,7 @@ class Compared:
         if not isinstance(algorithm, Preference) or not algorithm.needs_reference:
             return [None] * len(sets)
         if self.config.preference.cache_reference:
-            return list(self._cached(sets))
+            return self._cached(sets)
         return [self._model()] * len(sets)
 
     def start(self, algorithm: Algorithm) -> StartLoss | None:
@@ -65,7 +67,13 @@ class Compared:
         lora = self.config.lora if self.config.tuning == "LoRA" else None
         if self.config.reference is None and lora is not None and not lora.continue_adapter:
             return AdapterOff(self.engine)
-        return FrozenModel(FrozenEngine(build_module(*self._second()), self.engine.settings))
+        return FrozenModel(self._frozen())
+
+    def _frozen(self) -> FrozenEngine:
+        module = build_module(*self._second())
+        if self.part.packed:  # where it cannot, transformers' mask does the same more slowly
+            packs(module, self.prepared.resolved.attention, self.runtime.device)
+        return FrozenEngine(module, self.engine.settings)
 
     def _second(self) -> tuple[TrainerConfig, Prepared]:
         """What the second model is made from: `config.reference`, or the starting policy once more."""
@@ -84,17 +92,28 @@ class Compared:
         there = {"model_dir": prepared.reference_dir, "adapters": prepared.reference_adapters}
         return whole, prepared.model_copy(update=there)
 
-    def _cached(self, sets: Sequence[tuple[Path, TokenSet]]) -> Iterator[Reference | None]:
-        """From storage, computed first where it is not there; a second model is freed when the last set is done. None
-        where the ranks agreed to stop meanwhile: the loop will not begin."""
+    def _cached(self, sets: Sequence[tuple[Path, TokenSet]]) -> list[Reference | None]:
+        """From storage, computed first where it is not there. None where the ranks agreed to stop meanwhile: the loop
+        will not begin."""
         cache = Cache(key_of(self._facts()), self.part, self.runtime)
-        model: Reference | None = None
-        for folder, tokens in sets:
-            known = cache.open(folder, tokens)
-            if known is None:
-                model = model or (Untrained(self.engine) if self.config.reference is None else self._model())
-                known = cache.open(folder, tokens) if cache.fill(folder, tokens, model) else None
-            yield known
+        missing = [each for each in sets if cache.open(*each) is None]
+        if missing:
+            with self._before_training() as model:
+                for folder, tokens in missing:
+                    cache.fill(folder, tokens, model)
+        return [cache.open(*each) for each in sets]
+
+    @contextmanager
+    def _before_training(self) -> Iterator[Reference]:
+        """The reference for as long as nothing was learned; a second model is gone afterwards."""
+        if self.config.reference is None:
+            yield Untrained(self.engine)
+            return
+        second = self._frozen()
+        try:
+            yield FrozenModel(second)
+        finally:
+            second.close()
 
     def _facts(self) -> dict[str, object]:
         """What the reference's log-probabilities depend on, beside the token set whose folder holds them. The data

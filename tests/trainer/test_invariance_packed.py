@@ -1,0 +1,30 @@
+"""The law of the trainer for packed micro-batches: ranks × ZeRO stages × splits × full or LoRA, as in
+test_invariance.py, and against the same plain torch, which sees one sequence at a time."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invariance_kit import SPLITS, compare, plain, train
+
+NAMES = [f"{tuning}-z{zero}-{split}-packed" for tuning, zero, split in product(("Full", "LoRA"), range(4), SPLITS)]
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp(f"ranks{request.param}")
+    train(root, NAMES, request.param)
+    return root
+
+
+@pytest.fixture(scope="module")
+def references(runs: Path) -> dict[str, Any]:
+    return {kind: plain(runs, kind) for kind in ("Full", "LoRA")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_is_as_good(runs: Path, references: dict[str, Any], name: str) -> None:
+    compare(runs / name, references[name.split("-")[0]])
