@@ -22,8 +22,9 @@ from posttrain_trainer.tokenset import Example
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL's own
 PAIRS = kit.pairs(8)
 STEPS = 20
-TOLERANCE = 1e-5
-"""Relative: the rounding of the sums of one step, carried through twenty."""
+TOLERANCES = {"loss": 1e-5, "grad_norm": 1e-4, "learning_rate": 1e-12}
+"""Relative: the rounding of one step's sums, carried through twenty (found: 1e-6 in the loss). A gradient shrinks as the
+loss falls, and keeps the weights' error: ten times as much."""
 OPTIMIZERS = {
     "SGD": ({"optim": "sgd", "weight_decay": 0.0, "learning_rate": 0.05}, {"learning_rate": 0.05}),
     "AdamW": (
@@ -110,7 +111,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Any
 def test_the_curves_follow_each_other(cell: str, curves: Any) -> None:
     ours, theirs = curves[cell]
     assert len(ours) == len(theirs) == STEPS
-    for name in ("loss", "grad_norm", "learning_rate"):
+    for name, tolerance in TOLERANCES.items():
         found, expected = ([float(line[name]) for line in lines] for lines in (ours, theirs))
-        np.testing.assert_allclose(found, expected, rtol=TOLERANCE, err_msg=name)
+        np.testing.assert_allclose(found, expected, rtol=tolerance, err_msg=name)
     assert ours[-1]["loss"] < 0.9 * ours[0]["loss"]  # it learned: the curve is not flat
