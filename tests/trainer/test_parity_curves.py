@@ -23,8 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureW
 PAIRS = kit.pairs(8)
 STEPS = 20
 TOLERANCES = {"loss": 1e-5, "grad_norm": 1e-4, "learning_rate": 1e-12}
-"""Relative: the rounding of one step's sums, carried through twenty (found: 1e-6 in the loss). A gradient shrinks as the
-loss falls, and keeps the weights' error: ten times as much."""
+"""Relative: the rounding of one step's sums, carried through twenty (found: 1e-6 in the loss). A gradient shrinks as
+the loss falls, and keeps the weights' error: ten times as much."""
 OPTIMIZERS = {
     "SGD": ({"optim": "sgd", "weight_decay": 0.0, "learning_rate": 0.05}, {"learning_rate": 0.05}),
     "AdamW": (
