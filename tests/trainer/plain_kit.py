@@ -1,4 +1,5 @@
-"""What the engine is compared with: plain torch, one row after the other, no micro-batches, no sharding."""
+"""What the engine is compared with: plain torch, one row after the other, no micro-batches, no sharding; and adapters
+that jobs start from, as plain peft makes and merges them."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from model_jobs import export_all
 from trainer_kit import start_ranks
 
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer.model_files import CONFIG, digest_of, weight_files
 from posttrain_trainer.sampler import Sampler
 from posttrain_trainer.tokenset import TokenSet
 
@@ -116,3 +118,28 @@ def make_adapter(folder: Path, model: Path, seed: int = 5, **settings: Any) -> N
             if "lora_B" in name or "score.modules_to_save" in name:
                 torch.nn.init.normal_(each, std=0.05)
     adapted.save_pretrained(folder)
+
+
+def make_chain(root: Path) -> list[Path]:
+    """Two of different kinds; the second was trained on top of the first."""
+    make_adapter(root / "first", root / "model", seed=5, use_rslora=True)
+    make_adapter(root / "second", root / "model", seed=6, r=2, target_modules="all-linear", use_dora=True)
+    return [root / "first", root / "second"]
+
+
+def on_chain(root: Path, chain: list[Path]) -> dict[str, Any]:
+    """`model` of a job's configuration."""
+    sources = [{"uri": f"pvc://runs/{folder.name}", "path": str(folder)} for folder in chain]
+    return {"source": {"uri": "pvc://models/tiny", "path": str(root / "model")}, "adapters": sources}
+
+
+def merged_by_hand(root: Path, order: list[str]) -> Any:
+    """peft's own merge of one adapter after the other, which leaves the model frozen."""
+    model = causal(root / "model")
+    for name in order:
+        model = peft.PeftModel.from_pretrained(model, root / name).merge_and_unload()
+    return model.requires_grad_(True)
+
+
+def model_digest(folder: Path) -> str:
+    return digest_of([folder / CONFIG, *weight_files(folder, "model")])

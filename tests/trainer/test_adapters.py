@@ -1,4 +1,4 @@
-"""Adapters of earlier jobs: chains merged in memory, an adapter trained further, and what is refused by name."""
+"""Adapters of earlier jobs: what is read, what is refused by name, what a reward model and a reference take of them."""
 
 from __future__ import annotations
 
@@ -12,157 +12,36 @@ import prepare_kit
 import pytest
 import torch
 import transformers
-from plain_kit import SGD, Run, assert_same, causal, make_adapter, plain_sgd, train_all
+from plain_kit import (
+    causal,
+    make_adapter,
+    make_chain,
+    merged_by_hand,
+    model_digest,
+    on_chain,
+)
 from safetensors.torch import load_file, save_file
-from trainer_kit import Shape, make_config, make_model, make_reward_model, prepare, rows, write_tokens
+from trainer_kit import Shape, make_config, make_model, make_reward_model
 
 from posttrain_api.reasons import Reason
-from posttrain_api.trainer import JobIdentity, LoraConfig, ModelConfig, ReferenceConfig, Source, TrainerConfig
+from posttrain_api.trainer import JobIdentity, LoraConfig, ModelConfig, ReferenceConfig, Source
 from posttrain_trainer import prepare as prepare_module
 from posttrain_trainer.adapters import adapter_files, check_use
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.fetch import Fetcher
 from posttrain_trainer.loading import ModelFolder, load_causal, load_reward
-from posttrain_trainer.lora import add_adapter, continue_adapter
+from posttrain_trainer.lora import continue_adapter
 from posttrain_trainer.model import check_unchanged
-from posttrain_trainer.model_files import CONFIG, digest_of, weight_files
+from posttrain_trainer.model_files import digest_of
 from posttrain_trainer.model_start import given_model, reference_model
 from posttrain_trainer.output_manifest import Base, OutputManifest, Parent
-from posttrain_trainer.prepared import PreparedAdapter
-from posttrain_trainer.tokenset import TokenSet
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["all-linear"]}
 CONTINUED: dict[str, Any] = {"alpha": 1.0, "dropout": 0.0, "target_modules": ["all-linear"], "continue_adapter": True}
-CELLS: dict[str, dict[str, Any]] = {
-    "chain": {"tuning": "LoRA", "lora": LORA, "zero_stage": 2},
-    "chain-z3": {"tuning": "LoRA", "lora": LORA, "zero_stage": 3},
-    "merged": {"tuning": "LoRA", "lora": LORA, "zero_stage": 2, "merge_adapter": True},
-    "continued": {"tuning": "LoRA", "lora": CONTINUED, "zero_stage": 2},
-    "continued-z3": {"tuning": "LoRA", "lora": CONTINUED, "zero_stage": 3},
-    "full": {"tuning": "Full", "zero_stage": 2},
-}
-
-
-def _adapters(root: Path) -> list[Path]:
-    """Two of different kinds; the second was trained on top of the first."""
-    make_adapter(root / "first", root / "model", seed=5, use_rslora=True)
-    make_adapter(root / "second", root / "model", seed=6, r=2, target_modules="all-linear", use_dora=True)
-    return [root / "first", root / "second"]
-
-
-def _model(root: Path, chain: list[Path]) -> dict[str, Any]:
-    sources = [{"uri": f"pvc://runs/{folder.name}", "path": str(folder)} for folder in chain]
-    return {"source": {"uri": "pvc://models/tiny", "path": str(root / "model")}, "adapters": sources}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("chains")
-    make_model(root / "model")
-    chain = _adapters(root)
-    for cell, changes in CELLS.items():
-        used = chain[::-1] if cell.startswith("continued") else chain  # the plain one is trained further
-        config = make_config(root / cell, model=_model(root, used), **{**SGD, **changes})
-        prepared = [PreparedAdapter(dir=str(each), digest=digest_of(adapter_files(each))) for each in used]
-        prepare(config, rows(20), model_dir=str(root / "model"), adapters=tuple(prepared))
-    write_tokens(root / "probe", rows(3, seed=9))
-    train_all(root, CELLS, 2, probe=True)
-    return root
-
-
-def _by_hand(root: Path, order: list[str]) -> Any:
-    """peft's own merge of one adapter after the other, which leaves the model frozen."""
-    model = causal(root / "model")
-    for name in order:
-        model = peft.PeftModel.from_pretrained(model, root / name).merge_and_unload()
-    return model.requires_grad_(True)
-
-
-def _config(root: Path, cell: str) -> TrainerConfig:
-    return TrainerConfig.model_validate_json((root / cell / "config.json").read_text())
-
-
-def _expected(root: Path, cell: str) -> Run:
-    config = _config(root, cell)
-    if cell.startswith("continued"):
-        start = _by_hand(root, ["second"])
-        return plain_sgd(peft.PeftModel.from_pretrained(start, root / "first", is_trainable=True), config)
-    start = _by_hand(root, ["first", "second"])
-    return plain_sgd(add_adapter(start, LoraConfig(**LORA), 7) if config.lora else start, config)
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_training_starts_from_the_merged_chain(trained: Path, cell: str) -> None:
-    assert_same(trained / cell, _expected(trained, cell))
-
-
-def _logp(model: Any, probe: Path) -> torch.Tensor:
-    """Of the counted tokens of all rows."""
-    found = []
-    for example in [row.examples[0] for row in TokenSet(probe)]:
-        ids = torch.tensor(example.tokens.astype("int64"))[None]
-        logp = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
-        found.append(logp.gather(1, ids[0, 1:, None])[:, 0][torch.tensor(example.mask[1:].astype(bool))])
-    return torch.cat(found)
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@torch.no_grad()
-def test_the_export_is_the_trained_model(trained: Path, cell: str) -> None:
-    """An adapter on base and parents; a merged model, and a full one, alone."""
-    output = trained / cell / "output"
-    if (output / CONFIG).exists():
-        model = causal(output)
-    else:
-        below = ["second"] if cell.startswith("continued") else ["first", "second"]
-        model = peft.PeftModel.from_pretrained(_by_hand(trained, below), output)
-    torch.testing.assert_close(
-        _logp(model, trained / "probe"), torch.load(trained / cell / "probe.pt"), rtol=1e-5, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_the_manifest_carries_base_and_chain(trained: Path, cell: str) -> None:
-    manifest = json.loads((trained / cell / "output" / "manifest.json").read_text())
-    assert manifest["base"]["sha256"] == _digest(trained / "model")
-    below = ["second"] if cell.startswith("continued") else ["first", "second"]
-    assert [each["uri"] for each in manifest["adapters"]] == [f"pvc://runs/{name}" for name in below]
-    digests = [digest_of(adapter_files(trained / name)) for name in below]
-    assert [each["sha256"] for each in manifest["adapters"]] == digests
-
-
-def test_the_adapter_alone_is_put_on_no_bare_base(trained: Path) -> None:
-    """It would load and say nonsense."""
-    settings = json.loads((trained / "chain" / "output" / "adapter_config.json").read_text())
-    assert "2 adapters merged" in settings["base_model_name_or_path"]
-    with pytest.raises((OSError, ValueError)):
-        peft.AutoPeftModelForCausalLM.from_pretrained(trained / "chain" / "output")
-
-
-def test_base_and_parents_are_not_changed(trained: Path, tmp_path: Path) -> None:
-    make_model(tmp_path / "model")
-    _adapters(tmp_path)
-    for name in ("model", "first", "second"):
-        for file in (trained / name).glob("*.safetensors"):
-            assert file.read_bytes() == (tmp_path / name / file.name).read_bytes()
-
-
-def test_the_continued_adapter_keeps_its_own_settings(trained: Path) -> None:
-    before, after = (
-        json.loads((trained / name / "adapter_config.json").read_text()) for name in ("first", "continued/output")
-    )
-    for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
-        assert after[name] == before[name]
-    counts = json.loads((trained / "continued" / "counts.json").read_text())
-    assert counts["trainable"] == 2 * 3 * (32 + 32 + 64 + 32)
-
-
-def _digest(folder: Path) -> str:
-    return digest_of([folder / CONFIG, *weight_files(folder, "model")])
 
 
 def _start(root: Path, chain: list[Path]) -> Any:
-    return given_model(ModelConfig.model_validate(_model(root, chain)), Fetcher(root / "hub"))
+    return given_model(ModelConfig.model_validate(on_chain(root, chain)), Fetcher(root / "hub"))
 
 
 def _write_manifest(adapter: Path, base: str, parents: list[Path]) -> None:
@@ -185,9 +64,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and a chain of two with their manifests; tests copy it."""
     root = tmp_path_factory.mktemp("kept")
     make_model(root / "model")
-    first, second = _adapters(root)
-    _write_manifest(first, _digest(root / "model"), [])
-    _write_manifest(second, _digest(root / "model"), [first])
+    first, second = make_chain(root)
+    _write_manifest(first, model_digest(root / "model"), [])
+    _write_manifest(second, model_digest(root / "model"), [first])
     return root
 
 
@@ -314,7 +193,7 @@ def test_a_reward_model_starts_from_merged_adapters(root: Path) -> None:
     """A policy's changes its body, a reward model's its head too."""
     make_adapter(root / "judge", root / "model", task_type="SEQ_CLS")
     start = load_reward(ModelFolder(root / "model", (root / "first", root / "judge")), root / "model", 7)
-    body = _by_hand(root, ["first"])
+    body = merged_by_hand(root, ["first"])
     base = transformers.AutoModelForSequenceClassification.from_pretrained(root / "model", num_labels=1)
     base.model.load_state_dict(body.model.state_dict())
     judge = peft.PeftModel.from_pretrained(base, root / "judge")
@@ -333,7 +212,7 @@ def test_prepare_says_where_adapters_and_reference_are(tmp_path: Path, monkeypat
     monkeypatch.delenv("POSTTRAIN_ATTEMPT", raising=False)
     model = prepare_kit.model_folder(tmp_path / "model")
     make_adapter(tmp_path / "first", model)
-    given = ModelConfig.model_validate(_model(tmp_path, [tmp_path / "first"]))
+    given = ModelConfig.model_validate(on_chain(tmp_path, [tmp_path / "first"]))
     assert given.source is not None
     reference = ReferenceConfig(source=given.source, adapters=given.adapters)
     train = prepare_kit.write_jsonl(tmp_path / "data" / "train.jsonl", prepare_kit.pairs(8))
@@ -352,6 +231,6 @@ def test_prepare_says_where_adapters_and_reference_are(tmp_path: Path, monkeypat
 def test_a_reference_of_another_vocabulary_is_refused(tmp_path: Path, root: Path) -> None:
     model = prepare_kit.model_folder(tmp_path / "other")
     reference = ReferenceConfig(source=Source(uri="pvc://other", path=str(model)))
-    config = make_config(root / "run", model=_model(root, []), reference=reference.to_wire())
+    config = make_config(root / "run", model=on_chain(root, []), reference=reference.to_wire())
     with pytest.raises(TrainerFailure, match=r"pvc://other: the reference's tokenizer has another vocabulary"):
         reference_model(config, Fetcher(root / "hub"), _start(root, []))
