@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.cases import Case, Round, Stopwatch, read_rows, row_tokens, serve
 from posttrain_api.records import DataReport, Resolved
 from posttrain_api.trainer import TrainerConfig
-from posttrain_trainer import batching
+from posttrain_trainer import packing
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import Job, Outside, assemble, course_of
 from posttrain_trainer.batching import Feed
@@ -100,7 +100,7 @@ class Ours:
     """The assembled parts; a round starts the loop from step 0 with the weights of the round before."""
 
     def __init__(self, case: Case) -> None:
-        batching.PACKED = case.packed
+        packing.PACKED = case.packed
         self.config = config = configuration(case)
         here = prepared(case, config)
         os.environ.update(
