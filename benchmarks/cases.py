@@ -50,12 +50,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of the wall clock and of the process, tokens of the rows (no padding), mean loss, seconds by phase."""
+    """Seconds of the wall clock and of the process, tokens of the rows (no padding), means of loss and gradient norm,
+    seconds by phase."""
 
     seconds: float
     cpu_seconds: float
     tokens: int
     loss: float
+    grad_norm: float
     phases: dict[str, float] = field(default_factory=dict)
 
 

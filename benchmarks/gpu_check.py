@@ -1,8 +1,8 @@
 """What only a CUDA machine can show: numbers in bf16, the head's tiles, ZeRO 2 and 3, packing, speed beside TRL.
 
 The tests train on the CPU; this is run by hand on a machine with one GPU. Each training is a process of its own that
-begins from the same weights and rows; the mean loss of its steps is compared with fp32 at ZeRO 0. Every line says what
-was found and what is allowed; exit code 1 where one is out of bounds, 2 where there is no CUDA device.
+begins from the same weights and rows; mean loss and gradient norm of its steps are compared with fp32 at ZeRO 0. Every
+line says what was found and what is allowed; exit code 1 where one is out of bounds, 2 where there is no CUDA device.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from posttrain_trainer.head import LogitTransform, fused_scores
 
 FP32, BF16 = 1e-4, 2e-2
 """Relative, of the mean loss of a few steps. fp32: sums in another order (TF32 is off); bf16: numbers of 8 bits."""
+NORM = 5
+"""A gradient norm may be off by this many times what a loss may."""
 BUDGET = 8192
 
 
@@ -62,22 +64,27 @@ def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 def losses(case: Case) -> Iterator[Finding]:
     """fp32 and bf16 at ZeRO 2 and 3, and packed under the attention there is (SDPA), against fp32."""
-    exact = loss(case)
+    exact = measured(case)
     for precision, allowed in (("FP32", FP32), ("BF16", BF16)):
         for stage in (2, 3):
-            found = loss(replace(case, precision=precision, zero_stage=stage))
-            yield Finding(f"{case.stage}: loss, {precision} at ZeRO {stage}", abs(found - exact) / exact, allowed)
-    found = loss(replace(case, packed=True))
-    yield Finding(f"{case.stage}: loss, packed into one line, FP32", abs(found - exact) / exact, FP32)
+            found = measured(replace(case, precision=precision, zero_stage=stage))
+            yield from against(exact, found, f"{case.stage}, {precision} at ZeRO {stage}", allowed)
+    yield from against(exact, measured(replace(case, packed=True)), f"{case.stage}, packed into one line", FP32)
 
 
-def loss(case: Case) -> float:
-    """Mean loss of one round in a process of its own."""
+def against(exact: dict[str, float], found: dict[str, float], title: str, allowed: float) -> Iterator[Finding]:
+    """Loss and gradient norm, relative. A preference loss hardly leaves log 2 in a few steps: the norm shows more."""
+    yield Finding(f"{title}: loss", abs(found["loss"] / exact["loss"] - 1), allowed)
+    yield Finding(f"{title}: gradient norm", abs(found["grad_norm"] / exact["grad_norm"] - 1), NORM * allowed)
+
+
+def measured(case: Case) -> dict[str, float]:
+    """Loss and gradient norm of one round in a process of its own."""
     note(f"{case.stage} {case.precision} ZeRO {case.zero_stage}")
     child = start(case, "ours")
     try:
         child.answer()
-        value: float = child.say(f"round {BUDGET}")["loss"]
+        value = child.say(f"round {BUDGET}")
         child.end()
         return value
     finally:

@@ -131,9 +131,9 @@ class Ours:
         assert Loop(replace(self.parts, feed=feed, start=None), course, self._job.runtime, State()).run()
         rows = [int(row) for step in range(steps) for row in sampler.rows(step)]
         phases = {name: sum(line.get(f"time/{name}", 0.0) for line in self.lines) for name in _phases(self.lines)}
-        loss = statistics.mean(line["loss"] for line in self.lines)
+        loss, norm = (statistics.mean(line[name] for line in self.lines) for name in ("loss", "grad_norm"))
         tokens = sum(self._rows[row] for row in rows)
-        return Round(self._watch.seconds, self._watch.cpu_seconds, tokens, loss, phases)
+        return Round(self._watch.seconds, self._watch.cpu_seconds, tokens, loss, norm, phases)
 
 
 def free_port() -> str:

@@ -9,6 +9,7 @@ does on as few rows as are trained here: sorted over the whole round, cut into b
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,9 @@ class TRL:
         trainer.phases = {"data": 0.0, "forward_backward": 0.0}
         trainer.train()
         tokens = sum(row["length"] for row in rows)
-        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        loss = sum(losses) / len(losses)
-        return Round(self._watch.seconds, self._watch.cpu_seconds, tokens, loss, trainer.phases)
+        steps_logged = [line for line in trainer.state.log_history if "loss" in line]
+        loss, norm = (statistics.mean(line[name] for line in steps_logged) for name in ("loss", "grad_norm"))
+        return Round(self._watch.seconds, self._watch.cpu_seconds, tokens, loss, norm, trainer.phases)
 
     def _trainer(self, size: int, rows: list[dict[str, Any]]) -> Any:
         make, settings, further = SFT, trl.SFTConfig, {}

@@ -36,7 +36,8 @@ EXAMPLES = """examples:
 
 how to read it:
   a ratio of 1.5 at tokens per CPU second: ours trains one and a half times as many tokens in the same time.
-  a ratio of 0.5 at peak memory: ours needs half as much. The loss of both sides must agree to three digits.
+  a ratio of 0.5 at peak memory: ours needs half as much. Loss and gradient norm agree in their first
+  digits only: a round has the same rows on both sides, its batches have not.
 """
 
 
@@ -170,6 +171,7 @@ def table(compared: Compared, title: str) -> str:
     lines.append(line("  all else, s", compared, lambda each: (each["seconds"] - computing(each)) / steps))
     lines.append(line("peak memory, MiB", compared, lambda each: each["peak"] / 2**20))
     lines.append(line("loss", compared, lambda each: each["loss"]))
+    lines.append(line("gradient norm", compared, lambda each: each["grad_norm"]))
     return "\n".join(lines)
 
 
