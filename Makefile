@@ -32,7 +32,7 @@ TYPED = $(foreach p,posttrain_api posttrain_operator posttrain_cli posttrain_tra
 # Two makes at once would build the same folder: the second waits for the first.
 ALONE = mkdir -p .build && flock .build/lock $(MAKE) --no-print-directory
 
-.PHONY: help env images-local binaries stores lint format crds locks unit cluster test demo bench-trainer learn-gsm8k gpu-check clean distclean
+.PHONY: help env images-local binaries stores lint format crds locks unit cluster test demo bench-trainer learn gpu-check clean distclean
 
 help: ## this list
 	@echo "usage: make <target>   (a fresh machine needs: Linux, python3.11 or newer with venv, git, make; Go comes by itself)"
@@ -71,7 +71,7 @@ stores: ## the S3 and GCS servers of the tests, as .build/stores
 	$(UV) pip sync -q --python .build/stores/bin/python $(LOCKED) locks/stores.txt
 	@touch $@
 
-# matplotlib, for the curves of learn-gsm8k only.
+# matplotlib, for the curves of learn only.
 .build/plot/.stamp: $(UV) locks/plot.txt
 	$(UV) venv -q --clear --python $(PYTHON) .build/plot
 	$(UV) pip sync -q --python .build/plot/bin/python $(LOCKED) locks/plot.txt
@@ -157,8 +157,8 @@ demo: env images-local binaries ## a real control plane on this machine, and tra
 bench-trainer: env ## tokens per second and memory beside TRL's trainers (BENCH_ARGS="--quick" or --help for more)
 	$(PY) -m benchmarks.trainer_vs_trl $(BENCH_ARGS) </dev/null
 
-learn-gsm8k: env .build/plot/.stamp ## SFT and DPO on GSM8K on this CPU, with curves: GSM8K=folder of the published files
-	@test -n "$(GSM8K)" || { echo "make learn-gsm8k: write GSM8K=<folder with train.jsonl and example_model_solutions.jsonl>"; exit 1; }
+learn: env .build/plot/.stamp ## SFT and DPO on GSM8K on this CPU, with curves: GSM8K=folder of the published files
+	@test -n "$(GSM8K)" || { echo "make learn: write GSM8K=<folder with train.jsonl and example_model_solutions.jsonl>"; exit 1; }
 	$(PY) -m benchmarks.gsm8k.data --source "$(GSM8K)" --out .build/learn/volumes/gsm8k
 	$(VENV)/bin/posttrain run --workdir .build/learn benchmarks/gsm8k/jobs.yaml </dev/null
 	.build/plot/bin/python -m benchmarks.gsm8k.curves

@@ -1,4 +1,4 @@
-"""Draws the curves of `jobs.yaml`'s runs, from their metrics.jsonl. Needs matplotlib only (`make learn-gsm8k`)."""
+"""Draws the curves of `jobs.yaml`'s runs, from their metrics.jsonl. Needs matplotlib only (`make learn`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def newest(runs: Path, job: str) -> list[dict[str, float]]:
     """Lines of the job's last run."""
     files = sorted(runs.glob(f"{job}/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     if not files:
-        raise SystemExit(f"{runs}/{job}: no metrics.jsonl. Run `make learn-gsm8k` first.")
+        raise SystemExit(f"{runs}/{job}: no metrics.jsonl. Run `make learn` first.")
     return [json.loads(line) for line in files[-1].read_text().splitlines()]
 
 
@@ -68,7 +68,7 @@ def draw(lines: list[dict[str, float]], job: str, out: Path) -> None:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
     all_axes[0].legend(fontsize=8)
-    figure.savefig(out, dpi=90)
+    figure.savefig(out, dpi=75)
     print(f"{out}: {out.stat().st_size} bytes")
 
 

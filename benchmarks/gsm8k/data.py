@@ -20,7 +20,7 @@ EXAMPLES = """example:
   python -m benchmarks.gsm8k.data --source ~/gsm8k --out .build/learn/volumes/gsm8k
   posttrain run --workdir .build/learn benchmarks/gsm8k/jobs.yaml
   python -m benchmarks.gsm8k.curves
-`make learn-gsm8k GSM8K=~/gsm8k` does all three.
+`make learn GSM8K=~/gsm8k` does all three.
 """
 
 

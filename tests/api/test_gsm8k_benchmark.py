@@ -1,4 +1,4 @@
-"""Rows and jobs of `make learn-gsm8k`: pairs are right over wrong, held-out questions stay out, the jobs are valid."""
+"""Rows and jobs of `make learn`: pairs are right over wrong, held-out questions stay out, the jobs are valid."""
 
 from __future__ import annotations
 
