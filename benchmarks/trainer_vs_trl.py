@@ -95,9 +95,10 @@ def rate(measured: dict[str, Any]) -> float:
 
 
 def tried(child: Child, sizes: tuple[int, ...], title: str) -> dict[int, float]:
-    """Rate of each size in a step of its own; the first step of all warms up and does not count."""
-    child.say(f"try {sizes[0]}")
-    rates = {size: rate(child.say(f"try {size}")) for size in sizes}
+    """Rate of each size in a step of its own; the first step of all warms up and counts only where there is
+    one size."""
+    warm = rate(child.say(f"try {sizes[0]}"))
+    rates = {size: rate(child.say(f"try {size}")) for size in sizes} if len(sizes) > 1 else {sizes[0]: warm}
     note(f"{title}: {child.name} tried {listed(rates)}")
     return rates
 
