@@ -237,6 +237,15 @@ def test_from_job_in_a_circle() -> None:
     assert "job -> a -> b -> job" in cluster.status["message"]
 
 
+def test_from_job_of_others_in_a_circle() -> None:
+    """They have not failed yet: this job waits, and says for what."""
+    cluster = child_of("a")
+    cluster.family = {"a": relative("a", parents=("b",)), "b": relative("b", parents=("a",))}
+    cluster.settle()
+    assert cluster.status["reason"] == "WaitingForDependency"
+    assert "a, which waits for b, which waits for a again" in cluster.status["message"]
+
+
 def test_a_running_job_needs_its_parent_no_more() -> None:
     cluster = child_of("base")
     cluster.family = {"base": relative("base", "Succeeded")}

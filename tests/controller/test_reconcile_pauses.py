@@ -10,7 +10,7 @@ from reconcile_kit import everybody, said
 
 from posttrain_api.reasons import Reason
 from posttrain_operator import clock
-from posttrain_operator.reconcile.restarts import RESTART_BUDGET
+from posttrain_operator.reconcile.restarts import GRACE_SECONDS, RESTART_BUDGET
 
 NO_SUCH_FILE = 'exec: "python": executable file not found in $PATH'
 
@@ -98,6 +98,21 @@ def test_a_pod_made_before_the_pause_took_hold_counts_once() -> None:
     pass_pause(cluster)
     assert cluster.status["restarts"]["total"] == 1
     assert cluster.status["attempts"] == 2
+
+
+def test_pods_that_are_left_of_the_attempt_do_not_outlast_the_pause() -> None:
+    """The suspension alone gives a worker that waits in a dead group its whole grace period."""
+    cluster = starting_cluster()
+    cluster.end(cluster.uid("master"), 128, NO_SUCH_FILE, "StartError")
+    cluster.settle()
+    worker = cluster.uid("worker")
+    cluster.terminate(worker, 600)
+    cluster.settle()
+    assert cluster.pods[worker]["metadata"]["deletionGracePeriodSeconds"] == GRACE_SECONDS
+    cluster.kubelet()
+    cluster.settle()
+    pass_pause(cluster)
+    assert cluster.status["restarts"]["total"] == 1
 
 
 def test_a_lone_pod_that_was_replaced_at_once_waits_too() -> None:

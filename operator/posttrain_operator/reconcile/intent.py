@@ -91,12 +91,15 @@ def _way(start: str, goal: str, family: Family) -> list[str] | None:
     return None
 
 
-def _chain(name: str, family: Family) -> str:
+def _chain(name: str, family: Family, told: tuple[str, ...] = ()) -> str:
+    """What a job waits for, in words. Jobs further back may wait for each other: they are about to fail for it."""
     relative = family.get(name)
     if relative is None:
         return f"{name}, which does not exist (yet)"
+    if name in told:
+        return f"{name} again: these wait for each other"
     waits = [p for p in relative.parents if family.get(p) is None or not family[p].outcome]
-    return f"{name}, which waits for {_chain(waits[0], family)}" if waits else f"{name} to succeed"
+    return f"{name}, which waits for {_chain(waits[0], family, (*told, name))}" if waits else f"{name} to succeed"
 
 
 def _planned(job: Job, family: Family, settings: PlanSettings) -> Intent:

@@ -35,12 +35,10 @@ def restarting(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
 
 
 def _carry_out(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
-    old = view.old_live
-    if old:
-        doomed = tuple(Delete(Object.POD, p.name, p.uid, GRACE_SECONDS) for p in old if _must_go(p))
+    if view.old_live:
         reason = str(job.condition("Running").get("reason") or "Restarting")
         message = str(job.status.get("message") or "all pods are deleted and made again")
-        verdict = starting("Restarting", reason, message).doing(delete=doomed)
+        verdict = starting("Restarting", reason, message).doing(delete=condemned(view))
         return verdict.after(seen.timing.settle)
     if not view.fresh:
         return None
@@ -51,6 +49,11 @@ def _carry_out(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
         )
     begun = starting("Initializing", "PodsStarting", f"attempt {view.attempts}: the pods are starting")
     return begun.having(attempts=view.attempts, attempt=adopted(view, view.attempts, now))
+
+
+def condemned(view: AttemptView) -> tuple[Delete, ...]:
+    """The deletion of recorded pods of an attempt that is over: they have nothing more to save."""
+    return tuple(Delete(Object.POD, p.name, p.uid, GRACE_SECONDS) for p in view.old_live if _must_go(p))
 
 
 def _must_go(pod: PodRecord) -> bool:

@@ -14,6 +14,7 @@ from posttrain_operator.backends import pytorchjob
 from posttrain_operator.facts import JobFacts, Observation
 from posttrain_operator.reconcile import pauses
 from posttrain_operator.reconcile.attempt import AttemptView
+from posttrain_operator.reconcile.restarts import condemned
 from posttrain_operator.records import ChildRecord
 from posttrain_operator.status import accounting
 from posttrain_operator.status.verdict import Verdict, starting, suspended
@@ -49,7 +50,8 @@ def _suspend(job: JobFacts, child: ChildRecord, view: AttemptView, now: datetime
 
 
 def _hold(job: JobFacts, child: ChildRecord, view: AttemptView) -> Verdict:
-    """No pods until the pause is over. Those that were made meanwhile are condemned with the others."""
+    """No pods until the pause is over. Those that were made meanwhile are condemned with the others, and the child's
+    suspension alone would give them their whole grace period."""
     restarts, cause = job.status["restarts"], job.status.get("failure") or {}
     message = (
         f"attempt {view.attempts} begins after {restarts['notBefore']}: the last one ended before it trained: "
@@ -58,7 +60,9 @@ def _hold(job: JobFacts, child: ChildRecord, view: AttemptView) -> Verdict:
     verdict = starting("Restarting", str(cause.get("reason", "Restarting")), message)
     attempt = {**(job.status.get("attempt") or {}), "podUIDs": list(view.joined())}
     verdict = verdict.having(attempt=attempt) if view.closed else verdict
-    return verdict if child.suspended else verdict.doing(patch=(set_suspend(child, True),))
+    if not child.suspended:
+        return verdict.doing(patch=(set_suspend(child, True),))
+    return verdict.doing(delete=condemned(view)) if view.closed else verdict
 
 
 def _resume(job: JobFacts, child: ChildRecord, view: AttemptView) -> Verdict:
