@@ -46,8 +46,16 @@ def test_goes_on_where_the_other_job_ended(trained: Bench) -> None:
     assert [line["step"] for line in trained.metrics("goes-on") if "loss" in line] == [STEPS + 1, STEPS + 2]
 
 
-@pytest.mark.parametrize("name", ["torn", "uncommitted", "wider"])
-def test_what_does_not_fit_is_refused(trained: Bench, name: str) -> None:
+REFUSED = {
+    "torn": ("No checkpoint is whole", "copies/torn/", "the manifest says"),
+    "uncommitted": ("copies/uncommitted holds no committed checkpoint", "status.checkpoints.last"),
+    "wider": ("model digest is", "does not fit this job", "Start a new job"),
+}
+
+
+@pytest.mark.parametrize(("name", "parts"), REFUSED.items())
+def test_what_does_not_fit_is_refused(trained: Bench, name: str, parts: tuple[str, ...]) -> None:
     status = trained.finished(name)
     assert (status["state"], status["reason"]) == ("Failed", "CheckpointIncompatible"), trained.story(name)
+    assert all(part in status["failure"]["message"] for part in parts), status["failure"]["message"]
     assert not (trained.run_folder(name) / "output").exists()
