@@ -60,7 +60,7 @@ def _own(settings: EngineSettings, persistence_threshold: int) -> dict[str, Any]
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}  # DeepSpeed's default would add up in bf16
     if settings.offload_optimizer or settings.offload_parameters:
-        # DeepSpeed's own CPU Adam is compiled at its first use, and the image has no compiler.
+        # The optimizer stays torch's: DeepSpeed's own CPU Adam would be compiled at its first use, on every node.
         config["zero_force_ds_cpu_optimizer"] = False
     return config
 
