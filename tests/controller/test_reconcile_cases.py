@@ -208,6 +208,24 @@ def child_of(name: str) -> Cluster:
     return Cluster(stage="SFT", tuning="Full", model={"fromJob": {"name": name}})
 
 
+def test_what_an_earlier_job_of_this_name_left_is_no_conflict() -> None:
+    """The garbage collector needs a moment; only what is nobody's or somebody else's is worth a person's look."""
+    former = Cluster()
+    former.settle()
+    cluster = Cluster()
+    left = cluster.maps["job-config"] = {**former.maps["job-config"]}
+    left["metadata"] = {**left["metadata"], "ownerReferences": [{"controller": True, "uid": "former"}]}
+    cluster.settle()
+    assert cluster.status["reason"] == "CleaningUp"
+    assert cluster.condition("Stalled")["status"] == "False"
+    left["metadata"] = {**left["metadata"], "ownerReferences": []}
+    cluster.settle()
+    assert cluster.status["reason"] == "NameConflict"
+    del cluster.maps["job-config"]
+    cluster.settle()
+    assert cluster.child is not None
+
+
 def test_from_job() -> None:
     cluster = child_of("base")
     cluster.settle()

@@ -62,8 +62,10 @@ def _obstacle(job: JobFacts, seen: Observation) -> Missing | None:
 
 
 def _left_behind(job: JobFacts, seen: Observation) -> bool:
-    """Whether what has our name is being deleted already: an earlier job's things, on their way out."""
-    return any(found is not None and found.deleting for found in (seen.obstacle, seen.config))
+    """Whether what has our name is an earlier job's, on its way out: being deleted already, or ours by its mark and of
+    another job, which the garbage collector takes."""
+    found = [each for each in (seen.obstacle, seen.config) if each is not None]
+    return any(each.deleting or (each.spec_hash and each.owner_uid not in (None, job.uid)) for each in found)
 
 
 def _predecessor(job: JobFacts, seen: Observation) -> bool:
