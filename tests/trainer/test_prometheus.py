@@ -8,7 +8,9 @@ import socket
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.exposition import generate_latest
@@ -16,8 +18,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from posttrain_api import names
 from posttrain_api.records import Checkpoint, Report
+from posttrain_api.trainer import PreferenceConfig, RewardModelConfig
+from posttrain_trainer import loop
+from posttrain_trainer.algorithms.preference import Preference
+from posttrain_trainer.algorithms.reward_model import RewardModel
 from posttrain_trainer.metrics import MetricsFile, read_metrics
+from posttrain_trainer.microbatch import collate
 from posttrain_trainer.prometheus import ALL_SERIES, PHASES, PREFIX, SERIES, MetricsExporter
+from posttrain_trainer.reference import with_reference
+from posttrain_trainer.tokenset import Example, TrainingRow
 
 STEP = {
     "loss": 1.2345678901234567,
@@ -85,6 +94,29 @@ def test_an_evaluations_values_stay_until_the_next() -> None:
     exporter.observe({"loss": 1.0}, 2)
     found = parsed(generate_latest(exporter.registry).decode())
     assert (found["posttrain_loss", ""], found["posttrain_eval_loss", ""], found["posttrain_step", ""]) == (1, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "left_out"),
+    [
+        (Preference("DPO", PreferenceConfig()), {"logps/chosen", "logps/rejected"}),
+        (RewardModel(RewardModelConfig()), set()),
+    ],
+    ids=["Preference", "RewardModel"],
+)
+def test_what_a_stage_measures_is_exported(algorithm: Preference | RewardModel, left_out: set[str]) -> None:
+    row = TrainingRow((Example(np.array([1, 2], "i4"), np.array([0, 1], "u1")),) * 2, {})
+    micro, two = collate([row]), torch.zeros(2)
+    if isinstance(algorithm, Preference):
+        measured = algorithm.measures((two, two, two), with_reference(micro, two))
+    else:
+        measured = algorithm.measures(two, micro)
+    assert set(measured) - {series.source for series in SERIES} == left_out
+
+
+def test_every_phase_of_the_loop_is_exported() -> None:
+    measured = re.findall(r'measure\("(\w+)"\)', Path(loop.__file__).read_text())
+    assert set(measured) == set(PHASES)
 
 
 def test_nothing_is_exported_before_the_first_step() -> None:

@@ -51,8 +51,19 @@ SERIES = (
     Series("entropy", "entropy", "Mean entropy of the prediction over counted tokens, nats"),
     Series("eval_mean_token_accuracy", "eval_mean_token_accuracy", "Share of counted tokens right, evaluation set"),
     Series("eval_entropy", "eval_entropy", "Mean entropy of the prediction, evaluation set, nats"),
+    Series("rewards/accuracies", "reward_accuracy", "Preference: share of pairs with the chosen answer above"),
+    Series("rewards/margins", "reward_margin", "Preference: mean reward of the chosen answers above the rejected ones"),
+    Series("rewards/chosen", "reward_chosen", "Preference: mean reward of the chosen answers"),
+    Series("rewards/rejected", "reward_rejected", "Preference: mean reward of the rejected answers"),
+    Series("eval_rewards/accuracies", "eval_reward_accuracy", "Preference: that share in the evaluation set"),
+    Series("eval_rewards/margins", "eval_reward_margin", "Preference: that mean in the evaluation set"),
+    Series("accuracy", "accuracy", "RewardModel: share of pairs with the chosen answer above"),
+    Series("margin", "margin", "RewardModel: mean score of the chosen answers above the rejected ones"),
+    Series("mean_reward", "mean_reward", "RewardModel: mean score"),
+    Series("eval_accuracy", "eval_accuracy", "RewardModel: that share in the evaluation set"),
+    Series("eval_margin", "eval_margin", "RewardModel: that mean in the evaluation set"),
 )
-PHASES = ("data", "forward_backward", "optimizer", "evaluation", "checkpoint")
+PHASES = ("data", "reference", "forward_backward", "optimizer", "evaluation", "checkpoint")
 """`time/<phase>` of metrics.jsonl becomes posttrain_phase_seconds{phase="<phase>"}."""
 STEP = Series("step", "step", "Optimizer steps done")
 PHASE_SECONDS = Series("time/<phase>", "phase_seconds", "Seconds of the step by phase")
