@@ -106,8 +106,8 @@ def _score_rows(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: 
 class _Fused(torch.autograd.Function):
     """Forward keeps the hidden states, the targets and two numbers per token.
 
-    Weight and bias are attributes of the context, not saved tensors: at ZeRO-3 they are empty between forward and
-    backward, and it is the parameter itself that DeepSpeed fills again.
+    Weight and bias are attributes of the context, not saved tensors: the parameter itself, which DeepSpeed empties
+    after forward at ZeRO-3 and fills again before backward, and which hooks that move saved activations leave alone.
     """
 
     @staticmethod
@@ -116,11 +116,10 @@ class _Fused(torch.autograd.Function):
     ) -> Scores:
         targets, transform = rest
         sums = _Sums(targets)
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = _Head(hidden, weight, bias, transform)
-            for block in head.blocks():
-                for tile in head.tiles(block):
-                    sums.add(tile)
+        head = _Head(hidden, weight, bias, transform)
+        for block in head.blocks():
+            for tile in head.tiles(block):
+                sums.add(tile)
         ctx.save_for_backward(hidden, targets, sums.top, sums.total)
         ctx.weight, ctx.bias, ctx.transform = weight, bias, transform
         scores = sums.scores()
@@ -131,12 +130,11 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         hidden, targets, top, total = ctx.saved_tensors
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = _Head(hidden, ctx.weight, ctx.bias, ctx.transform)
-            per_token = _PerToken(targets, top, -upstream / total, upstream)
-            gradients = _Gradients(head, ctx.needs_input_grad[:3])
-            for block in head.blocks():
-                gradients.add(block, per_token)
+        head = _Head(hidden, ctx.weight, ctx.bias, ctx.transform)
+        per_token = _PerToken(targets, top, -upstream / total, upstream)
+        gradients = _Gradients(head, ctx.needs_input_grad[:3])
+        for block in head.blocks():
+            gradients.add(block, per_token)
         return *gradients.results(), None
 
 
@@ -194,7 +192,7 @@ class _Head:
         hidden = self.hidden[rows]
         shape = (len(hidden), len(block.weight))
         logits, spare = (buffer[: shape[0] * shape[1]].view(shape) for buffer in self.buffers)
-        torch.mm(hidden, block.weight.T, out=logits)
+        torch.mm(hidden, block.weight.T, out=logits)  # with `out` it is left alone by autocast, as addmm_ is
         if block.bias is not None:
             logits.add_(block.bias)
         if self.outer is not None:
