@@ -53,7 +53,7 @@ def test_get_shows_the_columns(crd_server: Rig, running: str) -> None:
 
 def test_get_wide(crd_server: Rig, running: str) -> None:
     head, row = crd_server.cluster.kubectl("get", "ptj", running, "-o", "wide").splitlines()
-    assert head.split()[8:] == ["METRIC", "RESTARTS", "REASON", "OUTPUT"]
+    assert head.split()[8:] == ["ALGORITHM", "METRIC", "RESTARTS", "REASON", "OUTPUT"]
     assert row.split()[8:] == ["loss=0.82", "2", "Training", "pvc://runs/shown/u/output"]
 
 

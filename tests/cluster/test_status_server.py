@@ -122,7 +122,7 @@ async def test_two_managers_do_not_disturb_each_other(cluster: Cluster, view: ki
 
         writing = asyncio.create_task(owner())
         step = 0
-        while not writing.done():
+        while not writing.done() and step < 15:  # no more than a pod may send at once, however slow the machine
             step += 1
             assert (await running.post("pair", bearer, step=min(step, 99)))[0] == 200
             await asyncio.sleep(0.02)

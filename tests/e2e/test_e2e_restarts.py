@@ -13,7 +13,8 @@ from e2e_kit import OPERATOR_NAMESPACE, Bench, Manifest, condition, job, restart
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-STEPS, EVERY = 1000, 100
+STEPS, EVERY = 600, 40
+PATIENCE = 600
 
 
 def long_job(name: str, **resources: int) -> Manifest:
@@ -72,7 +73,7 @@ def whole(bench: Bench, name: str) -> None:
 
 
 def test_a_killed_rank_restarts_the_job_from_its_checkpoint(seen: Seen) -> None:
-    status = seen.bench.succeeded("killed")
+    status = seen.bench.succeeded("killed", PATIENCE)
     assert restarts(status) == 1, seen.bench.story("killed")
     assert status["restarts"]["byCause"] == {"ProcessKilled": 1}
     assert status["attempt"]["number"] == 2
@@ -86,13 +87,13 @@ def test_a_killed_rank_restarts_the_job_from_its_checkpoint(seen: Seen) -> None:
 def test_suspend_saves_and_resume_goes_on(seen: Seen) -> None:
     assert condition(seen.suspended, "Suspended")["reason"] == "UserSuspended"
     assert 1 <= seen.suspended["checkpoints"]["last"]["step"] < STEPS
-    status = seen.bench.succeeded("paused")
+    status = seen.bench.succeeded("paused", PATIENCE)
     assert restarts(status) == 0
     whole(seen.bench, "paused")
 
 
 def test_the_operator_may_die_in_the_middle_and_nothing_changes(seen: Seen) -> None:
-    status = seen.bench.succeeded("orphaned")
+    status = seen.bench.succeeded("orphaned", PATIENCE)
     assert restarts(status) == 0
     assert status["attempt"]["podUIDs"] == seen.orphaned["attempt"]["podUIDs"]
     whole(seen.bench, "orphaned")

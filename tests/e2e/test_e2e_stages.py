@@ -11,7 +11,7 @@ from e2e_kit import TINY, TINY_SFT, Bench, Manifest, job
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-STEPS = 4
+STEPS, PATIENCE = 4, 600
 PREFERENCES = [
     {"prompt": f"What is {a}+{b}?", "chosen": f" {a + b}", "rejected": f" {a + b + 1}"}
     for a in range(12)
@@ -52,7 +52,7 @@ def stages(bench: Bench) -> Bench:
 
 def test_preference_begins_where_the_reference_is(stages: Bench) -> None:
     """Policy and reference are the same model at first: every pair's loss is log 2."""
-    stages.succeeded("preferred")
+    stages.succeeded("preferred", PATIENCE)
     lines = stages.metrics("preferred")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -61,7 +61,7 @@ def test_preference_begins_where_the_reference_is(stages: Bench) -> None:
 
 
 def test_an_adapter_of_an_adapter_names_its_chain(stages: Bench) -> None:
-    status = stages.succeeded("preferred")
+    status = stages.succeeded("preferred", PATIENCE)
     assert status["output"]["format"] == "peft"
     assert [each["job"] for each in status["lineage"]] == ["base", "tuned"] or status["lineage"][0]["job"] == "tuned"
     manifest = json.loads((stages.run_folder("preferred") / "output" / "manifest.json").read_text())
@@ -70,14 +70,14 @@ def test_an_adapter_of_an_adapter_names_its_chain(stages: Bench) -> None:
 
 
 def test_an_adapter_is_trained_further(stages: Bench) -> None:
-    status = stages.succeeded("further")
+    status = stages.succeeded("further", PATIENCE)
     settings = json.loads((stages.run_folder("further") / "output" / "adapter_config.json").read_text())
     assert settings["r"] == 4
     assert status["resolved"]["lora"]["continueAdapter"] is True
 
 
 def test_simpo_needs_no_reference(stages: Bench) -> None:
-    status = stages.succeeded("simple")
+    status = stages.succeeded("simple", PATIENCE)
     assert status["resolved"]["algorithm"] == "SimPO"
     assert "rewards/accuracies" in stages.metrics("simple")[-1]
 
@@ -85,7 +85,7 @@ def test_simpo_needs_no_reference(stages: Bench) -> None:
 def test_a_reward_model_is_a_sequence_classifier_for_transformers(stages: Bench) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    status = stages.succeeded("scored")
+    status = stages.succeeded("scored", PATIENCE)
     assert status["checkpoints"]["best"]["metric"] == "eval_accuracy"
     folder = stages.run_folder("scored") / "output"
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -98,5 +98,5 @@ def test_the_best_checkpoint_is_a_model_to_start_from(stages: Bench) -> None:
     evaluated = {line["step"]: line["eval_loss"] for line in stages.metrics("base") if "eval_loss" in line}
     assert best["value"] == pytest.approx(min(evaluated.values()), rel=1e-6)
     assert evaluated[best["step"]] == min(evaluated.values())
-    stages.succeeded("again")
+    stages.succeeded("again", PATIENCE)
     assert stages.get("ptj", "again")["status"]["lineage"][0]["job"] == "base"
