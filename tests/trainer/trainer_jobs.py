@@ -222,9 +222,15 @@ def on_small_storage(size: str, result: str) -> None:
 def _mount_small(root: Path, size: str) -> str | None:
     libc = ctypes.CDLL(None, use_errno=True)
     new_user, new_mount, private, recursive = 0x10000000, 0x00020000, 1 << 18, 1 << 14
-    flags = new_mount if os.getuid() == 0 else new_mount | new_user
-    if libc.unshare(flags) or libc.mount(b"none", b"/", None, private | recursive, None):
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(new_mount if user == 0 else new_mount | new_user):
         return f"no mount namespace here: {os.strerror(ctypes.get_errno())}"
+    if user != 0:  # an owner that is mapped nowhere may create nothing on a tmpfs
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    if libc.mount(b"none", b"/", None, private | recursive, None):
+        return f"no private mounts here: {os.strerror(ctypes.get_errno())}"
     if libc.mount(b"tmpfs", bytes(root), b"tmpfs", 0, f"size={size}".encode()):
         return f"no tmpfs here: {os.strerror(ctypes.get_errno())}"
     return None
