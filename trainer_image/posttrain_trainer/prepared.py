@@ -6,12 +6,11 @@ two. The manifest is written last: a folder without it was never finished.
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 from posttrain_api.base import Model
 from posttrain_api.records import DataReport, Resolved
+from posttrain_trainer.checkpoint_files import write_json
 
 MANIFEST = "manifest.json"
 
@@ -53,10 +52,7 @@ class Prepared(Model):
 def write_manifest(folder: Path, prepared: Prepared) -> None:
     """Commits: temporary file, fsync, rename."""
     temporary = folder / (MANIFEST + ".tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(prepared.to_wire(), indent=1, sort_keys=True))
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(temporary, prepared.to_wire())
     temporary.rename(folder / MANIFEST)
 
 

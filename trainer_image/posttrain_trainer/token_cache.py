@@ -24,6 +24,7 @@ from pathlib import Path
 from posttrain_api.base import Model
 from posttrain_api.records import DataReport
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer.checkpoint_files import write_json
 from posttrain_trainer.data.build import Built, OpenSource, Sample, Schema, digest_of
 from posttrain_trainer.data.readers import Place
 from posttrain_trainer.tokenset import TokenSet, set_files
@@ -130,7 +131,7 @@ class TokenCache:
                 _place(folder / name, temporary / name)
             if _refused(folder).exists():
                 shutil.copyfile(_refused(folder), temporary / REFUSED)
-            _write(temporary / MANIFEST, _manifest(built))
+            write_json(temporary / MANIFEST, _manifest(built).to_wire())
             if not (entry / MANIFEST).exists():
                 shutil.rmtree(entry, ignore_errors=True)
             temporary.rename(entry)
@@ -167,13 +168,6 @@ def _built(entry: Entry, folder: Path) -> Built:
     tokens = TokenSet(folder)
     samples = (Sample(Place(file, unit, number), row, tokens[row]) for file, unit, number, row in entry.samples)
     return Built(entry.report, entry.sources, tuple(samples), entry.digest)
-
-
-def _write(path: Path, entry: Entry) -> None:
-    with path.open("w") as file:
-        file.write(entry.to_json())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sweep(root: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from posttrain_api.reasons import Reason
+from posttrain_trainer.checkpoint_files import write_json
 from posttrain_trainer.errors import TrainerFailure
 
 SHOWN = 5
@@ -30,5 +31,5 @@ def check(record: Path, listed: Mapping[str, Sequence[str]]) -> None:
                 "Put it back and run the job anew, or create a new job for what is left.",
             )
     temporary = record.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**known, **{source: list(names) for source, names in listed.items()}}, indent=1))
+    write_json(temporary, {**known, **{source: list(names) for source, names in listed.items()}})
     temporary.replace(record)
