@@ -13,13 +13,24 @@ from typing import Any, Literal
 from pydantic import Field
 
 from posttrain_api.base import Hashed, Model
+from posttrain_api.online import (
+    CriticConfig,
+    GRPOConfig,
+    OnlineAlgorithm,
+    PPOConfig,
+    RewardConfig,
+    RLOOConfig,
+    RolloutConfig,
+)
+from posttrain_api.places import Source
 
 CONTRACT = 1
 """Version of this file's meaning. An image that speaks another one ends with ImageIncompatible."""
 
 Auto = Literal["Auto"]
-Algorithm = Literal["DPO", "IPO", "Hinge", "RobustDPO", "APOZero", "APODown", "SimPO"]
+PreferenceAlgorithm = Literal["DPO", "IPO", "Hinge", "RobustDPO", "APOZero", "APODown", "SimPO"]
 """Preference losses; cDPO is DPO with label smoothing."""
+Algorithm = PreferenceAlgorithm | OnlineAlgorithm
 
 
 class JobIdentity(Model):
@@ -28,19 +39,6 @@ class JobIdentity(Model):
     namespace: str
     name: str
     uid: str
-
-
-class Source(Model):
-    """A model or data location. `path` is where it is mounted; None for `hf://`, `s3://` and `gs://`,
-    which `prepare` downloads.
-
-    `secret_path` is the folder with the keys of the source's Secret, one file each."""
-
-    uri: str
-    path: str | None = None
-    secret_path: str | None = None
-    revision: str | None = None
-    """Of an hf:// source: branch, tag or 40-hex commit asked for."""
 
 
 class DataSource(Source):
@@ -208,9 +206,9 @@ class TrainerConfig(Hashed):
 
     contract: int = CONTRACT
     job: JobIdentity
-    stage: Literal["Pretrain", "SFT", "RewardModel", "Preference"]
+    stage: Literal["Pretrain", "SFT", "RewardModel", "Preference", "RL"]
     algorithm: Algorithm | None = None
-    """Of stage Preference."""
+    """Of stages Preference and RL."""
     tuning: Literal["Full", "LoRA"]
     lora: LoraConfig | None = None
     model: ModelConfig
@@ -222,6 +220,13 @@ class TrainerConfig(Hashed):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     preference: PreferenceConfig = PreferenceConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: tuple[RewardConfig, ...] = ()
+    grpo: GRPOConfig = GRPOConfig()
+    ppo: PPOConfig = PPOConfig()
+    rloo: RLOOConfig = RLOOConfig()
+    critic: CriticConfig | None = None
+    """Of PPO."""
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig
     merge_adapter: bool = False

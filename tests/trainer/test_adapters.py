@@ -23,8 +23,9 @@ from plain_kit import (
 from safetensors.torch import load_file, save_file
 from trainer_kit import Shape, make_config, make_model, make_reward_model
 
+from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
-from posttrain_api.trainer import JobIdentity, LoraConfig, ModelConfig, ReferenceConfig, Source
+from posttrain_api.trainer import JobIdentity, LoraConfig, ModelConfig, ReferenceConfig
 from posttrain_trainer import prepare as prepare_module
 from posttrain_trainer.adapters import adapter_files, check_use
 from posttrain_trainer.errors import TrainerFailure

@@ -110,7 +110,8 @@ class Hub(BaseHTTPRequestHandler):
 CLIENT = """
 import json, os, sys
 from pathlib import Path
-from posttrain_api.trainer import DataSource, Source
+from posttrain_api.places import Source
+from posttrain_api.trainer import DataSource
 from posttrain_trainer.data.hub_files import hub_files
 from posttrain_trainer.errors import classify
 from posttrain_trainer.fetch import Fetcher

@@ -16,8 +16,9 @@ from prepare_kit import job, model_folder, pairs, run_module, write_config, writ
 from stores_kit import PYTHON, RIG, Stores
 
 from posttrain_api import names
+from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
-from posttrain_api.trainer import DataSource, ModelConfig, Source
+from posttrain_api.trainer import DataSource, ModelConfig
 from posttrain_trainer import buckets, listings, object_store
 from posttrain_trainer.errors import TrainerFailure, classify
 from posttrain_trainer.fetch import Fetched, Fetcher

@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
-from posttrain_api.trainer import Source
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.kinds import DENIED, NOT_FOUND, Kind
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import huggingface_hub as hub
 from huggingface_hub import errors as hub_errors
 
+from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
-from posttrain_api.trainer import Source
 from posttrain_trainer import object_store
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.kinds import DENIED, NOT_FOUND, Kind, model_patterns

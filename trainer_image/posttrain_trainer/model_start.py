@@ -9,8 +9,9 @@ from typing import Any
 
 import transformers
 
+from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
-from posttrain_api.trainer import ModelConfig, Scratch, Source, TrainerConfig
+from posttrain_api.trainer import ModelConfig, Scratch, TrainerConfig
 from posttrain_trainer import model_files, tokenizer
 from posttrain_trainer.adapters import Adapter, check_base, check_fits, check_use, read_adapter
 from posttrain_trainer.errors import TrainerFailure, readable

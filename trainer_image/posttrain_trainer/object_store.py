@@ -20,8 +20,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
-from posttrain_api.trainer import Source
 from posttrain_trainer.buckets import Bucket, Denied, Missing, buckets
 from posttrain_trainer.data.readers import FORMATS
 from posttrain_trainer.errors import TrainerFailure

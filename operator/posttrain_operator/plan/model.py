@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from posttrain_api.places import Source
 from posttrain_api.rules.types import matches
 from posttrain_api.rules.uris import PINNED
 from posttrain_api.spec.references import Scratch as ScratchSpec
-from posttrain_api.trainer import ModelConfig, ReferenceConfig, Scratch, Source
+from posttrain_api.trainer import ModelConfig, ReferenceConfig, Scratch
 from posttrain_operator.plan.chain import ModelPlace, trained
 from posttrain_operator.plan.context import Context
 from posttrain_operator.plan.defaults import MAX_LENGTH

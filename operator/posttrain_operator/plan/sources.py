@@ -10,8 +10,8 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass, field
 
+from posttrain_api.places import Source
 from posttrain_api.spec.references import ObjectRef
-from posttrain_api.trainer import Source
 from posttrain_operator.plan.errors import refuse
 from posttrain_operator.plan.types import PlanSettings
 
