@@ -25,9 +25,10 @@ class MicroBatch:
 
     input_ids [b, T] int64, without a sequence's last token where only log-probabilities are asked for; index [n]:
     counted positions in the flattened [b·T]; targets [n]: the token that follows each; weights [n] float32; sequence
-    [n] int64: whose position it is; ends [s]: each sequence's last real token in the flattened [b·T]; rows [r] float32:
-    1, and 0 in a dummy; values: numbers by row [r], and the reference's log-probabilities by sequence [s] as
-    `reference`; tokens: real tokens of its rows, 0 in a dummy; numbers: of its rows in the token set.
+    [n] int64: whose position it is; each: further numbers of the counted positions, float32 [n]; ends [s]: each
+    sequence's last real token in the flattened [b·T]; rows [r] float32: 1, and 0 in a dummy; values: numbers by row
+    [r], and the reference's log-probabilities by sequence [s] as `reference`; tokens: real tokens of its rows, 0 in a
+    dummy; numbers: of its rows in the token set.
     """
 
     input_ids: Tensor
@@ -39,6 +40,7 @@ class MicroBatch:
     rows: Tensor
     tokens: int
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    each: Mapping[str, Tensor] = field(default_factory=dict)
     positions: Tensor | None = None
     """[b, T] int64 of packed sequences: starts from 0 with each. None: one sequence per line."""
     numbers: tuple[int, ...] = ()
@@ -90,6 +92,7 @@ def collate(rows: Sequence[TrainingRow], whole: bool = False, packed: bool = Fal
         rows=torch.ones(len(rows)),
         tokens=int(lengths.sum()),
         values={name: torch.tensor([row.values[name] for row in rows]) for name in rows[0].values},
+        each={name: _floats(examples, name) for name in examples[0].each},
         positions=_joined([np.arange(inputs) for inputs in kept]).view(shape) if packed else None,
     )
 
@@ -109,13 +112,22 @@ def _packed(kept: NDArray[np.int64]) -> Place:
 
 def dummy(row: TrainingRow, whole: bool = False, packed: bool = False) -> MicroBatch:
     """Keeps the collectives of a rank without rows in step: two real tokens of each example, weight 0."""
-    examples = tuple(Example(each.tokens[[0, -1]], np.array([0, 1], dtype=np.uint8)) for each in row.examples)
+    examples = tuple(
+        Example(
+            each.tokens[[0, -1]], np.array([0, 1], dtype=np.uint8), {name: one[-1:] for name, one in each.each.items()}
+        )
+        for each in row.examples
+    )
     micro = collate([TrainingRow(examples, row.values)], whole, packed)
     return replace(micro, weights=torch.zeros_like(micro.weights), rows=torch.zeros(1), tokens=0)
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> Tensor:
     return _long(np.concatenate(parts))
+
+
+def _floats(examples: Sequence[Example], name: str) -> Tensor:
+    return torch.from_numpy(np.concatenate([example.each[name] for example in examples]).astype(np.float32))
 
 
 def _long(array: Any) -> Tensor:

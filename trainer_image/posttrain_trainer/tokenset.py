@@ -13,7 +13,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -31,10 +31,12 @@ finished."""
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence. tokens int32 [T]; mask uint8 [T], 1 where tokens[t] is a counted target (so mask[0] is 0)."""
+    """One sequence. tokens int32 [T]; mask uint8 [T], 1 where tokens[t] is a counted target (so mask[0] is 0); each:
+    numbers float32 of the counted tokens, by name, where an online step has them."""
 
     tokens: NDArray[np.int32]
     mask: NDArray[np.uint8]
+    each: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from posttrain_trainer.experience import Experience, Floats
 from posttrain_trainer.microbatch import MicroBatch
 
-Needs = Literal["logp", "score"]
-"""What the model's forward returns: `losses.Scores` of the counted tokens, or one score per sequence."""
+Needs = Literal["logp", "score", "value"]
+"""What the model's forward returns: `losses.Scores` of the counted tokens, one score per sequence, or one value per
+counted token."""
 
 Measures = dict[str, tuple[Tensor, Tensor]]
 """Metric → (sum, weight), both without gradient; reported as Σ sum / Σ weight over all micro-batches and ranks."""
@@ -38,3 +41,41 @@ class Algorithm(Protocol):
 
     def measures(self, out: Any, micro: MicroBatch) -> Measures:
         """What is reported beside the loss."""
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """What an online algorithm makes of a rollout: numbers by token for the update (they reach `MicroBatch.each`), and
+    metrics of the rollout as a whole."""
+
+    each: Mapping[str, Floats]
+    metrics: Mapping[str, float]
+
+
+class OnlineAlgorithm(Algorithm, Protocol):
+    """The policy's part of PPO, GRPO or RLOO: what it wants of a rollout, and what it makes of it."""
+
+    @property
+    def group_size(self) -> int:
+        """Completions per prompt."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """How often the updates of a step go over its samples."""
+        ...
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `estimate` or `losses` read the reference's log-probabilities."""
+        ...
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether `estimate` or `losses` read the log-probabilities before the step's updates even where the step has
+        one update only: there the policy's own, detached, are the same."""
+        ...
+
+    def estimate(self, experience: Experience, kl_coefficient: float) -> Estimated:
+        """Advantages and whatever else the update needs. Pure, and on all samples of the rollout. kl_coefficient: the
+        one that holds now, where an algorithm has an adaptive one."""

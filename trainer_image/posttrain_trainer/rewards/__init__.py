@@ -1,0 +1,1 @@
+"""Rewards: numbers for completions, from rules, models, servers and users' functions."""
