@@ -2,11 +2,14 @@
 
 One list for the API's rules, which refuse them when the job is applied, and for the trainer, which refuses them once
 more before it lays the overrides over its own configuration: a job may come from an older operator. Keys are dotted
-paths; a path stands for everything below it. It must not know what the other keys mean: those are DeepSpeed's.
+paths; a path stands for everything below it. At the top DeepSpeed ignores what it does not know without a word, so
+what may stand there is listed too; inside its blocks it looks itself. It must not know what a free key means: that is
+DeepSpeed's.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -75,10 +78,22 @@ REMOVED: tuple[str, ...] = (
 """Keys of old tutorials that DeepSpeed 0.19 refuses."""
 
 
+FREE = frozenset(
+    {
+        "zero_optimization",
+        *("communication_data_type", "disable_allgather"),
+        *("comms_logger", "flops_profiler", "timers", "wall_clock_breakdown", "memory_breakdown"),
+        *("tensorboard", "wandb", "csv_monitor", "comet"),
+        *("dump_state", "log_level", "disable_python_gc", "vocabulary_size"),
+    }
+)
+"""Keys at the top that DeepSpeed 0.19 reads and that do something in this trainer."""
+
+
 def refused_keys(overrides: Mapping[str, Any]) -> dict[str, str]:
     """Dotted path → why, for every key that may not be there; a value that replaces a whole block that holds owned
-    keys is refused as well."""
-    found = {}
+    keys is refused as well, and so is a key at the top that nobody would read."""
+    found = {key: _unknown(key) for key in overrides if key not in FREE and key not in OWNED and key not in REMOVED}
     for path, value in _paths(overrides, ""):
         if path in OWNED:
             found[path] = f"it is the trainer's own: {OWNED[path]}"
@@ -87,6 +102,12 @@ def refused_keys(overrides: Mapping[str, Any]) -> dict[str, str]:
         elif not isinstance(value, Mapping) and any(owned.startswith(path + ".") for owned in OWNED):
             found[path] = "it must be an object: the trainer sets some of the keys in it"
     return found
+
+
+def _unknown(key: str) -> str:
+    known = sorted({*FREE, *(path for path in (*OWNED, *REMOVED) if "." not in path)})
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"nothing here reads it; {f'did you mean {close[0]}?' if close else 'known are ' + ', '.join(sorted(FREE))}"
 
 
 def _paths(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -89,16 +89,28 @@ def test_a_prompt_leaves_room() -> None:
         plan({"spec.data.maxPromptLength": 2048})
 
 
+_TOLD = {"comms_logger": {"prof_ops": ["all_reduce", None]}}
+
+
 def test_deepspeed() -> None:
-    said = {"zeroStage": 3, "offloadOptimizer": True, "offloadParameters": True, "overrides": {"a": {"b": [1, None]}}}
+    said = {"zeroStage": 3, "offloadOptimizer": True, "offloadParameters": True, "overrides": _TOLD}
     made = plan({"spec.deepspeed": said})
     assert made.config.zero_stage == 3
     assert made.config.deepspeed.offload_optimizer
     assert made.config.deepspeed.offload_parameters
-    assert made.config.deepspeed.overrides == {"a": {"b": [1, None]}}
+    assert made.config.deepspeed.overrides == _TOLD
     assert made.resolved["deepspeed"] == said
 
 
 def test_overrides_are_small() -> None:
     with pytest.raises(PlanError, match=r"spec.deepspeed.overrides: must have at most 16384 bytes as JSON"):
         plan({"spec.deepspeed": {"overrides": {"a": "x" * 16384}}})
+
+
+@pytest.mark.parametrize(("key", "part"), [("wall_clock_brakdown", "wall_clock_breakdown?"), ("bfloat16", "bf16?")])
+def test_an_override_that_nobody_reads(key: str, part: str) -> None:
+    """DeepSpeed passes over what it does not know; `bfloat16` it still knows as another name of bf16."""
+    with pytest.raises(
+        PlanError, match=rf"spec.deepspeed.overrides.{key}: may not be set: .* did you mean {part[:-1]}"
+    ):
+        plan({"spec.deepspeed": {"overrides": {key: True}}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
+from posttrain_api.deepspeed_keys import refused_keys
 from posttrain_api.spec.deepspeed import DeepSpeed
 from posttrain_api.spec.objectives import Preference, PreferenceAlgorithm, RewardModel
 from posttrain_api.spec.training import Evaluation
@@ -56,7 +57,8 @@ def zero_stage(context: Context) -> Literal["Auto", 0, 1, 2, 3]:
 
 
 def deepspeed_config(context: Context) -> DeepSpeedConfig:
-    """Offloading and overrides. PlanError where these are larger than a ConfigMap and a status should hold."""
+    """Offloading and overrides. PlanError where these are larger than a ConfigMap and a status should hold, or have
+    keys that nobody reads: the API server sees declared fields only."""
     said = context.spec.deepspeed or DeepSpeed()
     size = len(json.dumps(said.overrides or {}).encode())
     if size > MAX_OVERRIDES_BYTES:
@@ -66,6 +68,9 @@ def deepspeed_config(context: Context) -> DeepSpeedConfig:
             f"{size} bytes",
             "keep only the keys that differ from the trainer's",
         )
+    if refused := refused_keys(said.overrides or {}):
+        path, why = next(iter(refused.items()))
+        raise refuse(f"spec.deepspeed.overrides.{path}", f"may not be set: {why}", path, "correct or remove the key")
     return DeepSpeedConfig(
         offload_optimizer=bool(said.offload_optimizer),
         offload_parameters=bool(said.offload_parameters),
