@@ -60,6 +60,8 @@ class Reason(StrEnum):
     DATA_ROWS_REJECTED = "DataRowsRejected"
     NOTHING_TO_LEARN = "NothingToLearn"
     DATASET_NOT_FOUND = "DatasetNotFound"
+    REWARD_ERROR = "RewardError"
+    ROLLOUT_ERROR = "RolloutError"
     NON_FINITE = "NonFinite"
     CHECKPOINT_INCOMPATIBLE = "CheckpointIncompatible"
     STORAGE_FULL = "StorageFull"
@@ -126,6 +128,8 @@ def _table() -> dict[Reason, ReasonInfo]:
         Reason.DATA_ROWS_REJECTED: 21,
         Reason.NOTHING_TO_LEARN: 22,
         Reason.DATASET_NOT_FOUND: 23,
+        Reason.REWARD_ERROR: 30,
+        Reason.ROLLOUT_ERROR: 31,
         Reason.NON_FINITE: 40,
         Reason.CHECKPOINT_INCOMPATIBLE: 50,
         Reason.STORAGE_FULL: 51,
