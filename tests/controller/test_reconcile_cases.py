@@ -319,3 +319,22 @@ def test_the_best_evaluation_stays_beside_the_last_checkpoint() -> None:
     cluster.settle()
     assert cluster.status["checkpoints"]["best"] == better
     assert cluster.status["checkpoints"]["last"]["step"] == 20
+
+
+@pytest.mark.parametrize("told_by", ["report", "record"])
+def test_a_best_that_is_lost_is_no_longer_shown(told_by: str) -> None:
+    """Its checkpoint was damaged: the trainer goes on from the last one and tells no best with it."""
+    cluster = running_cluster()
+    saved = {"step": 10, "time": "2026-01-01T00:00:00Z", "uri": "u", "sizeBytes": 1, "digest": "sha256:1"}
+    best = {"step": 8, "metric": "eval_loss", "value": 0.5, "uri": "pvc://c/j/u/best"}
+    cluster.report(phase="Training", checkpoint=saved, best=best)
+    cluster.settle()
+    assert cluster.status["checkpoints"]["best"] == best
+    if told_by == "report":
+        cluster.report(phase="Training", checkpoint=saved)
+    else:
+        output = {"uri": "pvc://c/j/u/output", "digest": "d", "format": "peft", "sizeBytes": 1}
+        last = {"kind": "success", "step": 40, "output": output, "checkpoint": saved}
+        cluster.end(cluster.uid("master"), 0, json.dumps(last))
+    cluster.settle()
+    assert cluster.status["checkpoints"] == {"last": saved, "count": 1}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain_api.records import MAX_METRICS, Checkpoint, DataReport, Report, Resolved
+from posttrain_api.records import MAX_METRICS, Best, Checkpoint, DataReport, Report, Resolved
 from posttrain_api.status.progress import Progress
 from posttrain_operator.statusserver import progress
 from posttrain_operator.statusserver.bodies import Incoming
@@ -171,3 +171,11 @@ def test_any_sequence_of_reports_keeps_the_rules(steps: list[tuple[int, int, int
         Progress.model_validate(before)
         assert advanced <= before["lastAdvanceTime"] <= before["lastUpdateTime"]
         advanced = before["lastAdvanceTime"]
+
+
+def test_a_best_that_is_lost_is_not_carried_over() -> None:
+    """It is sent with the checkpoint; a report without a checkpoint says nothing of it."""
+    best = Best(step=80, metric="eval_loss", value=0.5, uri="pvc://runs/a/best")
+    written = progress.advance(None, incoming(checkpoint=CHECKPOINT, best=best), NOW)
+    assert progress.advance(written, incoming(step=5), NOW)["best"] == best.to_wire()
+    assert "best" not in progress.advance(written, incoming(checkpoint=CHECKPOINT), NOW)

@@ -43,10 +43,8 @@ def display_name(plan: Plan) -> str:
 def reported(status: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, Any]:
     """From the trainer's reports: checkpoints, dataReport, settled values. `status` is what is known so far."""
     facts: dict[str, Any] = {}
-    if checkpoint := progress.get("checkpoint"):
-        facts["checkpoints"] = _checkpoints(status, checkpoint)
-    if best := progress.get("best"):
-        facts["checkpoints"] = {**_known(status, facts), "best": dict(best)}
+    if known := _checkpoints(status, progress.get("checkpoint"), progress.get("best")):
+        facts["checkpoints"] = known
     if report := progress.get("dataReport"):
         facts["dataReport"] = report
     if resolved := _resolved(progress.get("resolved")):
@@ -57,10 +55,9 @@ def reported(status: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str
 def succeeded(status: Mapping[str, Any], success: Success) -> dict[str, Any]:
     """From rank 0's success record: output, last checkpoint, dataReport, settled values; no failure remains."""
     facts: dict[str, Any] = {"output": success.output.to_wire(), "failure": None}
-    if success.checkpoint:
-        facts["checkpoints"] = _checkpoints(status, success.checkpoint.to_wire())
-    if success.best:
-        facts["checkpoints"] = {**_known(status, facts), "best": success.best.to_wire()}
+    last, best = (each.to_wire() if each else None for each in (success.checkpoint, success.best))
+    if known := _checkpoints(status, last, best):
+        facts["checkpoints"] = known
     if success.data_report:
         facts["dataReport"] = success.data_report.to_wire()
     if success.resolved:
@@ -68,15 +65,17 @@ def succeeded(status: Mapping[str, Any], success: Success) -> dict[str, Any]:
     return facts
 
 
-def _known(status: Mapping[str, Any], facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    known: Mapping[str, Any] = facts.get("checkpoints") or status.get("checkpoints") or {}
-    return known
-
-
-def _checkpoints(status: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
-    known = status.get("checkpoints") or {}
-    same = (known.get("last") or {}).get("digest") == last.get("digest")
-    return {**known, "last": dict(last), "count": int(known.get("count", 0)) + (0 if same else 1)}
+def _checkpoints(
+    status: Mapping[str, Any], last: Mapping[str, Any] | None, best: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """With what was told: nothing of either, and what is known stays. The two are told together, so that a last one
+    without a best says that the best is lost: its checkpoint was damaged, and no later evaluation has given another."""
+    known = dict(status.get("checkpoints") or {})
+    if last:
+        same = (known.get("last") or {}).get("digest") == last.get("digest")
+        known |= {"last": dict(last), "count": int(known.get("count", 0)) + (0 if same else 1)}
+        known.pop("best", None)
+    return {**known, "best": dict(best)} if best else known
 
 
 def _settled(status: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def advance(previous: Mapping[str, Any] | None, incoming: Incoming, received: da
     }
     facts = {name: getattr(report, _attribute(name)) for name in FACTS}
     known = {name: before.get(name) if fact is None else fact.to_wire() for name, fact in facts.items()}
+    if report.checkpoint is not None and report.best is None:
+        known["best"] = None  # the two are sent together: the best checkpoint is lost
     return {name: value for name, value in {**fields, **known}.items() if value is not None}
 
 
