@@ -12,7 +12,7 @@ import random
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from posttrain_api.records import Best, Checkpoint
 from posttrain_trainer import checkpoint_files as files
 from posttrain_trainer.checkpoint_facts import Facts, differences
 from posttrain_trainer.checkpoint_files import Committed, Manifest
-from posttrain_trainer.engine import Engine
 from posttrain_trainer.errors import TrainerFailure, classify
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.metrics import finite
@@ -33,27 +32,52 @@ STATE = "trainer.json"
 log = logging.getLogger(__name__)
 
 
+class Saved(Protocol):
+    """What has weights and optimizer states of its own: an engine, or several (roles.py)."""
+
+    def save(self, folder: Path) -> None:
+        """Writes its files below `folder`; all ranks call it."""
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote; all ranks call it. TrainerFailure(CheckpointIncompatible)."""
+
+
+@dataclass(frozen=True)
+class OnlineState:
+    """What stage RL carries from step to step. `cursor`: prompts that were taken so far, those of refills too;
+    `kl_coefficient`: PPO's, which adapts."""
+
+    cursor: int
+    kl_coefficient: float
+
+
 @dataclass(frozen=True)
 class State:
     """What the loop counts. `metrics`: the last step's, for the success record of a job that only has to export;
-    `best`: the best evaluation so far, whose checkpoint is kept."""
+    `best`: the best evaluation so far, whose checkpoint is kept; `online`: of stage RL."""
 
     step: int = 0
     tokens: int = 0
     metrics: dict[str, float] | None = None
     best: Best | None = None
+    online: OnlineState | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Plain JSON. A metric that is no number is left out: an evaluation that gave one is repeated on resume."""
         metrics = None if self.metrics is None else finite(self.metrics)
         best = None if self.best is None else self.best.to_wire()
-        return {"step": self.step, "tokens": self.tokens, "metrics": metrics, "best": best}
+        online = None if self.online is None else vars(self.online)
+        return {"step": self.step, "tokens": self.tokens, "metrics": metrics, "best": best, "online": online}
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> State:
-        """What `to_wire` gave, of a release without `best` too."""
-        best = wire.get("best")
-        return cls(**{**wire, "best": None if best is None else Best.model_validate(best)})
+        """What `to_wire` gave, of a release without `best` or `online` too."""
+        best, online = wire.get("best"), wire.get("online")
+        objects = {
+            "best": None if best is None else Best.model_validate(best),
+            "online": None if online is None else OnlineState(**online),
+        }
+        return cls(**{**wire, **objects})
 
 
 @dataclass(frozen=True)
@@ -82,7 +106,7 @@ class Checkpoints:
         self._runtime = runtime
         self._facts = facts
 
-    def resume(self, engine: Engine) -> State:
+    def resume(self, saved: Saved) -> State:
         """Loads the newest whole checkpoint; State() for a fresh start. TrainerFailure(CheckpointIncompatible)."""
         self._prepare_root()
         chosen = self._choose()
@@ -90,14 +114,14 @@ class Checkpoints:
             return State()
         own = chosen.folder.parent == self._place.root
         state = self._with_its_best(self._check(chosen, own))
-        engine.load(chosen.folder)
+        saved.load(chosen.folder)
         restore_random(torch.load(chosen.folder / _random_name(self._runtime.rank), weights_only=True))
         log.info("resumed from %s at step %d", chosen.folder, state.step)
         if own:
             self.last = self._describe(chosen)
         return state
 
-    def load(self, engine: Engine, step: int) -> None:
+    def load(self, saved: Saved, step: int) -> None:
         """The weights of an own checkpoint. TrainerFailure(CheckpointIncompatible) where it is not whole."""
         problem = self._problem(step)
         if problem is not None:
@@ -106,14 +130,14 @@ class Checkpoints:
                 f"The best checkpoint cannot be exported: {problem}. The output is whole. Restore the file and run the "
                 "job anew, or switch evaluation.keepBest off.",
             )
-        engine.load(files.folder_of(self._place.root, step))
+        saved.load(files.folder_of(self._place.root, step))
 
-    def save(self, engine: Engine, state: State, random_state: dict[str, Any]) -> Checkpoint:
+    def save(self, saved: Saved, state: State, random_state: dict[str, Any]) -> Checkpoint:
         """Commits a checkpoint of `state` and removes the oldest. TrainerFailure(StorageFull) leaves the older ones
         whole."""
         temporary = files.temporary_of(self._place.root, state.step, self.fence.attempt)
         try:
-            committed = self._write(temporary, engine, state, random_state)
+            committed = self._write(temporary, saved, state, random_state)
         except Exception as error:
             full = _storage_full(error, self._place.root)
             shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
@@ -121,11 +145,11 @@ class Checkpoints:
                 raise full from error
             raise
         # Rank 0 tells the others: a rename on a network file system may show late on another node.
-        saved: Checkpoint = self._runtime.control.gather(self._describe(committed) if committed else None)[0]
-        self.last = saved
-        return saved
+        last: Checkpoint = self._runtime.control.gather(self._describe(committed) if committed else None)[0]
+        self.last = last
+        return last
 
-    def _write(self, temporary: Path, engine: Engine, state: State, random_state: dict[str, Any]) -> Committed | None:
+    def _write(self, temporary: Path, saved: Saved, state: State, random_state: dict[str, Any]) -> Committed | None:
         """The committed checkpoint on rank 0, None on the others."""
         runtime = self._runtime
         if runtime.first:
@@ -136,7 +160,7 @@ class Checkpoints:
             files.write_json(temporary / STATE, document)
         runtime.control.barrier()
         torch.save(random_state, temporary / _random_name(runtime.rank))
-        engine.save(temporary)
+        saved.save(temporary)
         runtime.control.barrier()
         mine = files.files_below(temporary)[runtime.rank :: runtime.ranks]
         parts = runtime.control.gather(files.entries(temporary, mine))

@@ -10,11 +10,11 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from posttrain_api.reasons import Reason
 from posttrain_trainer.engine_config import EngineSettings, deepspeed_config
 from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.grad_norms import RoleNorms
 from posttrain_trainer.microbatch import MicroBatch
 
-TAG = "ds"
-"""Folder of DeepSpeed's files inside a checkpoint."""
 PERSISTENCE_THRESHOLD = 100_000
 """Elements: ZeRO-3 keeps smaller tensors whole. Tests set 0, so that tiny tensors are sharded as large ones are."""
 UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.4}}
@@ -44,9 +43,45 @@ class AdamSettings:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """`grad_norm`: of the whole gradient, before clipping."""
+    """`grad_norm`: of the whole gradient, before clipping; `by_role`: its parts, where several roles share an
+    engine."""
 
     grad_norm: float
+    by_role: Mapping[str, float] = field(default_factory=dict)
+
+
+class Trained(Protocol):
+    """A role that learns, as the loop drives it: an engine of its own, or its half of a shared one (roles.py).
+
+    For each micro-batch: forward and backward inside one `scope()`. Then the rates of all roles, then `step` of all.
+    """
+
+    @property
+    def module(self) -> nn.Module:
+        """For names and configuration; never called."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other roles are on the same engine: then all are stepped, also one that had no backward."""
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Makes the model this role's; around the backward too, which may compute the forward again."""
+
+    def forward(self, micro: MicroBatch) -> Any:
+        """What this role says of a micro-batch."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates the gradient."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """For the next step."""
+
+    def step(self) -> StepInfo:
+        """Clips and applies; `grad_norm` is that of this role. TrainerFailure(NonFinite)."""
+        ...
+
+    def train(self, mode: bool = True) -> None:
+        """Dropout on or off."""
 
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -80,6 +115,7 @@ class Engine:
         self._optimizer = optimizer
         self._norm = math.nan
         self._engine = _initialize(model, optimizer, settings)
+        self._norms = RoleNorms(optimizer)  # before the hook below, which clips
         if settings.zero_stage == 0:
             optimizer.register_step_pre_hook(self._before_plain_step)
 
@@ -90,6 +126,15 @@ class Engine:
         module: nn.Module = self._engine.module
         return module
 
+    @property
+    def shared(self) -> bool:
+        """One role has it all."""
+        return False
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Nothing to choose."""
+        return nullcontext()
+
     def forward(self, micro: MicroBatch) -> Any:
         """What the module returns for a micro-batch on this device: `Scores` of the counted tokens, or one score per
         sequence."""
@@ -99,10 +144,11 @@ class Engine:
         """Accumulates in fp32. Gradients of ranks are averaged: the caller multiplies by the number of ranks."""
         self._engine.backward(loss)
 
-    def set_learning_rate(self, rate: float) -> None:
-        """For the next step, in every group."""
+    def set_learning_rate(self, rate: float, role: str | None = None) -> None:
+        """For the next step, in every group; `role`: in this role's groups."""
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            if role is None or group["role"] == role:
+                group["lr"] = rate
 
     def step(self) -> StepInfo:
         """Clips and applies the gradient. TrainerFailure(NonFinite) on every rank where it is not finite: nothing
@@ -114,17 +160,17 @@ class Engine:
         if buffer is not None:
             buffer.zero_()  # ZeRO-3 never does: a parameter without gradient would get the last step's once more
         norm = self._norm if self.settings.zero_stage == 0 else float(self._engine.get_global_grad_norm())
-        return StepInfo(norm)
+        return StepInfo(norm, self._norms.take(norm, self._engine.device))
 
     def train(self, mode: bool = True) -> None:
         """Dropout on or off."""
         self._engine.train(mode)
 
     def save(self, folder: Path) -> None:
-        """DeepSpeed's files below `folder`/ds; all ranks call it and it ends with a barrier of theirs."""
+        """DeepSpeed's files below `folder`/<tag>; all ranks call it and it ends with a barrier of theirs."""
         self._engine.save_checkpoint(
             str(folder),
-            TAG,
+            self.settings.tag,
             client_state=dict(UNIVERSAL),
             save_latest=False,
             exclude_frozen_parameters=self.settings.adapter,
@@ -132,11 +178,13 @@ class Engine:
 
     def load(self, folder: Path) -> None:
         """What `save` wrote, at the same world size and stage. TrainerFailure where DeepSpeed finds nothing."""
-        path, _ = self._engine.load_checkpoint(str(folder), TAG, load_module_strict=not self.settings.adapter)
+        path, _ = self._engine.load_checkpoint(
+            str(folder), self.settings.tag, load_module_strict=not self.settings.adapter
+        )
         if path is None:  # DeepSpeed would go on with a fresh model
             raise TrainerFailure(
                 Reason.CHECKPOINT_INCOMPATIBLE,
-                f"{folder}: it holds no DeepSpeed state. Resume from another checkpoint.",
+                f"{folder}: it holds no DeepSpeed state ({self.settings.tag}). Resume from another checkpoint.",
             )
 
     def weights(self) -> dict[str, Tensor] | None:
@@ -244,5 +292,6 @@ def _on_accelerator(model: nn.Module, bf16: bool) -> nn.Module:
 
     if bf16:  # as DeepSpeed does: buffers, such as the rotary frequencies, stay as they are
         for parameter in model.parameters():
-            parameter.data = parameter.data.bfloat16()
+            if parameter.is_floating_point():  # not the bits of a quantized one
+                parameter.data = parameter.data.bfloat16()
     return model.to(get_accelerator().current_device_name())

@@ -19,15 +19,19 @@ from posttrain_trainer.errors import TrainerFailure
 @dataclass(frozen=True)
 class EngineSettings:
     """`max_grad_norm` 0 switches clipping off. `adapter`: only part of the model learns; checkpoints leave the rest
-    out. `bf16`: weights and activations in bf16, with fp32 masters and fp32 gradients; needs ZeRO 1 or more."""
+    out. `bf16`: weights and activations in bf16, with fp32 masters and fp32 gradients; needs ZeRO 1 or more.
+    `quantized`: the frozen layers are kept in 4 bits; not at ZeRO 3."""
 
     zero_stage: int
     max_grad_norm: float
     adapter: bool = False
     bf16: bool = False
+    quantized: bool = False
     offload_optimizer: bool = False
     offload_parameters: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    tag: str = "ds"
+    """Folder of its files inside a checkpoint."""
 
 
 def deepspeed_config(settings: EngineSettings, persistence_threshold: int) -> dict[str, Any]:
@@ -40,6 +44,8 @@ def deepspeed_config(settings: EngineSettings, persistence_threshold: int) -> di
         raise _refused(f"deepspeed.offloadParameters needs ZeRO 3; deepspeed.zeroStage is {settings.zero_stage}")
     if settings.offload_optimizer and settings.zero_stage == 0:
         raise _refused("deepspeed.offloadOptimizer needs ZeRO 1, 2 or 3; deepspeed.zeroStage is 0")
+    if settings.quantized and settings.zero_stage == 3:
+        raise _refused("lora.quantization needs ZeRO 0, 1 or 2; deepspeed.zeroStage is 3")
     refused = refused_keys(settings.overrides)
     if refused:
         raise _refused("; ".join(f"deepspeed.overrides.{path}: {why}" for path, why in refused.items()))
