@@ -17,9 +17,10 @@ from prepare_kit import job, model_folder, model_source, pairs, small_tokenizer,
 from posttrain_api.trainer import JobIdentity, TrainerConfig
 from posttrain_trainer import prepare_data, token_cache
 from posttrain_trainer.data import build
+from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.prepare import prepare
 from posttrain_trainer.prepared import Prepared
-from posttrain_trainer.tokenset import set_files
+from posttrain_trainer.tokenset import SHAPE, set_files
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,7 @@ SPOILS: dict[str, Callable[[Path], None]] = {
     "cut": lambda entry: _write(entry / "mask.bin", b"\0"),
     "a file": lambda entry: (entry / "offsets.bin").unlink(),
     "torn manifest": lambda entry: _write(entry / token_cache.MANIFEST, b'{"dig'),
+    "another shape": lambda entry: _write(entry / SHAPE, b'{"arity": 1, "columns": 5}'),
 }
 
 
@@ -179,16 +181,53 @@ def test_two_jobs_at_once(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_old_entries_and_torn_ones_are_swept(claim: Claim) -> None:
+    """An entry without a manifest is one whose removal was cut off."""
     claim.run("a")
     (old,) = claim.entries()
-    torn = claim.cache / "tmp-1"
-    torn.mkdir()
+    torn, half = claim.cache / "tmp-1", claim.cache / "0123"
+    for folder in (torn, half):
+        folder.mkdir()
+        (folder / "tokens.bin").touch()
     long_ago = time.time() - 31 * 24 * 3600
-    for path in (old / token_cache.MANIFEST, torn):
+    for path in (old / token_cache.MANIFEST, torn, half):
         os.utime(path, (long_ago, long_ago))
     claim.run("b", data={"max_length": 63})
-    assert len(claim.entries()) == 1
-    assert old not in claim.entries()
+    (left,) = claim.entries()
+    assert left not in (old, torn, half)
+
+
+def test_what_was_just_cut_off_stays(claim: Claim) -> None:
+    """Another job may be writing it."""
+    claim.run("a")
+    fresh = [claim.cache / "tmp-1", claim.cache / "0123"]
+    for folder in fresh:
+        folder.mkdir()
+    claim.run("b", data={"max_length": 63})
+    assert set(fresh) < set(claim.entries())
+
+
+def test_an_entry_of_another_user_is_used(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be read and neither linked nor marked."""
+    first = claim.run("a")
+
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", denied)
+    monkeypatch.setattr(os, "utime", denied)
+    assert contents(claim.run("b").train_dir) == contents(first.train_dir)
+    assert claim.made == 1
+
+
+def test_a_shard_that_is_gone_is_named_by_the_reader(claim: Claim) -> None:
+    """Not by the cache, whose hashing comes to it first."""
+    shards = claim.rows.parent
+    write_jsonl(claim.rows, pairs(build.PEEK_ROWS))
+    (shards / "zzz.jsonl").symlink_to(shards / "nowhere")
+    config = claim.config("a")
+    data = config.data.model_copy(update={"train": (source(shards),)})
+    with pytest.raises(TrainerFailure, match=r"zzz\.jsonl: .* was listed and is gone\. Put it back"):
+        prepare(config.model_copy(update={"data": data}))
 
 
 def test_without_links_files_are_copied(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from posttrain_trainer.data.readers import Place
 from posttrain_trainer.tokenset import TokenSet, set_files
 
 FOLDER = ".posttrain-cache"
-VERSION = 1
+VERSION = 2
 """Of what a set means: raised with every change to row kinds, prompts, masks or the files of a set."""
 MANIFEST = "manifest.json"
 REFUSED = "refused.jsonl"
@@ -64,7 +64,7 @@ def source_facts(opened: OpenSource, schema: Schema | None) -> dict[str, object]
     for file in opened.files:
         with file.path.open("rb") as stream:
             files.append([file.name, file.format, hashlib.file_digest(stream, "sha256").hexdigest()])
-    shape = None if schema is None else [schema.kind, sorted(schema.mapping.items())]
+    shape = None if schema is None else [schema.kind, sorted(schema.mapping.items()), schema.needed]
     return {"files": files, "rows": opened.source.max_rows, "schema": shape}
 
 
@@ -87,7 +87,11 @@ class TokenCache:
         if self.root is None:
             return make()
         _log.info("%s: reading the data once, to look for their token set in %s", folder.name, self.root)
-        entry = self.root / key_of(facts())
+        try:
+            entry = self.root / key_of(facts())
+        except OSError as error:  # a file that is gone or may not be read: whoever reads its rows says so in full
+            _log.info("%s: its token set is not looked up: %s", folder.name, error)
+            return make()
         built = self._take(entry, folder)
         if built is None:
             built = make()
@@ -104,13 +108,13 @@ class TokenCache:
                 raise ValueError("its files are not those of its manifest")
             if (entry / REFUSED).exists():
                 shutil.copyfile(entry / REFUSED, _refused(folder))
-            os.utime(entry / MANIFEST)
+            _touch(entry / MANIFEST)
         except OSError as error:
             # Mostly: there is no such entry. A full storage is no fault of the entry, a missing file of it is.
             torn = isinstance(error, FileNotFoundError) and (entry / MANIFEST).exists()
             self._miss(entry, folder, error if torn else None)
             return None
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             self._miss(entry, folder, error)
             return None
         _log.info("%s: tokenised by an earlier job, taken from %s: %s", folder.name, entry, manifest.report.to_json())
@@ -159,6 +163,14 @@ def _place(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def _touch(file: Path) -> None:
+    """In use. Another user's entry may be used and not marked: then it is swept when it is old, and made anew."""
+    try:
+        os.utime(file)
+    except PermissionError as error:
+        _log.info("%s: %s", file, error)
+
+
 def _manifest(built: Built) -> Entry:
     samples = tuple((each.place.file, each.place.unit, each.place.number, each.number) for each in built.samples)
     return Entry(digest=built.digest, report=built.report, sources=built.sources, samples=samples)
@@ -171,14 +183,14 @@ def _built(entry: Entry, folder: Path) -> Built:
 
 
 def _sweep(root: Path) -> None:
-    """Removes entries that no job has used for long, and what was cut off before it was whole. Jobs that use an entry
-    keep their own names of its files."""
+    """Removes entries that no job has used for long, and what was cut off before it was whole or while it was removed.
+    Jobs that use an entry keep their own names of its files."""
     now = time.time()
     for folder in root.iterdir():
-        torn = folder.name.startswith("tmp-")
-        marker = folder if torn else folder / MANIFEST
+        manifest = folder / MANIFEST
+        torn = folder.name.startswith("tmp-") or not manifest.exists()
         try:
-            age = now - marker.stat().st_mtime
+            age = now - (folder if torn else manifest).stat().st_mtime
         except FileNotFoundError:
             continue
         if age > (TORN_SECONDS if torn else UNUSED_SECONDS):
