@@ -15,11 +15,14 @@ from posttrain_trainer.tokenset import Example
 
 HEAD = 24
 TAIL = 24
+SHOWN = 2000
+"""Characters of a prompt and of its columns; the middle of longer ones is left out."""
 
 
-def report(samples: Sequence[Sample], vocabulary: Vocabulary, chat: bool) -> str:
-    """The whole of it, many lines."""
-    return "\n".join((*_lint(vocabulary, chat), *(line for sample in samples for line in _block(sample, vocabulary))))
+def report(samples: Sequence[Sample], vocabulary: Vocabulary, chat: bool, stops: Sequence[int] = ()) -> str:
+    """The whole of it, many lines. `stops`: tokens that end a completion, in stage RL."""
+    blocks = (line for sample in samples for line in _block(sample, vocabulary))
+    return "\n".join((*_lint(vocabulary, chat), *_rollouts(vocabulary, chat, stops), *blocks))
 
 
 def _lint(vocabulary: Vocabulary, chat: bool) -> Iterator[str]:
@@ -32,6 +35,14 @@ def _lint(vocabulary: Vocabulary, chat: bool) -> Iterator[str]:
         yield "chat template: it changes earlier turns when later ones follow (rows where that matters are refused)"
 
 
+def _rollouts(vocabulary: Vocabulary, chat: bool, stops: Sequence[int]) -> Iterator[str]:
+    if stops:
+        ends = ", ".join(f"{vocabulary.decode([token])!r} (id {token})" for token in stops)
+        yield f"stop tokens: a completion ends with the first of {ends}, or at rollout.maxNewTokens"
+    if stops and not chat and vocabulary.templated:
+        yield "the prompts are texts: the model gets them without its chat template, which messages would go through"
+
+
 def _block(sample: Sample, vocabulary: Vocabulary) -> Iterator[str]:
     for name, example in zip(_names(sample), sample.row.examples, strict=True):
         tokens, mask = example.tokens, example.mask
@@ -41,7 +52,15 @@ def _block(sample: Sample, vocabulary: Vocabulary) -> Iterator[str]:
             if token is not None
         )
         yield f"{sample.place}{name}: {len(tokens)} tokens, {int(mask.sum())} counted (+); {marks}"
+        if sample.row.record is not None:
+            yield f"  prompt: {_short(repr(vocabulary.decode(tokens.tolist())))}"
+            yield f"  columns for the rewards: {_short(sample.row.record)}"
         yield from _tokens(example, vocabulary)
+
+
+def _short(text: str) -> str:
+    half = SHOWN // 2
+    return text if len(text) <= SHOWN else f"{text[:half]} … {len(text) - SHOWN} characters left out … {text[-half:]}"
 
 
 def _names(sample: Sample) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from posttrain_api.reasons import Reason
 from posttrain_api.trainer import DataConfig, DataSource, TrainerConfig
 from posttrain_trainer import preflight
 from posttrain_trainer.data import build, inventory
-from posttrain_trainer.data.fit import Limits
 from posttrain_trainer.data.messages import RowRefused
 from posttrain_trainer.data.readers import DataFile, Row, list_files
 from posttrain_trainer.data.rows import Text, parse_row
@@ -24,10 +23,12 @@ from posttrain_trainer.data.tokenise import Tokeniser
 from posttrain_trainer.data.vocabulary import Vocabulary
 from posttrain_trainer.errors import readable
 from posttrain_trainer.fetch import Fetcher
+from posttrain_trainer.lengths import settle
 from posttrain_trainer.mixture import epoch_rows, parts_of
 from posttrain_trainer.model_files import digest_of
 from posttrain_trainer.model_start import StartModel
 from posttrain_trainer.prepare_paths import Paths
+from posttrain_trainer.stops import generation_config_of, stops
 from posttrain_trainer.token_cache import TokenCache, root_of, source_facts
 
 _log = logging.getLogger("posttrain.prepare")
@@ -43,11 +44,13 @@ class Opened:
 
 @dataclass(frozen=True)
 class Sets:
-    """The token sets `attempt/train` and `attempt/eval` (None: there is none). `rows`: of an epoch."""
+    """The token sets `attempt/train` and `attempt/eval` (None: there is none). `rows`: of an epoch; `stops`: tokens
+    that end a completion, in stage RL."""
 
     train: build.Built
     evaluation: build.Built | None
     rows: int
+    stops: tuple[int, ...] = ()
 
 
 def open_sources(config: TrainerConfig, paths: Paths) -> Opened:
@@ -99,10 +102,12 @@ def token_sets(config: TrainerConfig, paths: Paths, opened: Opened, model: Start
     """Writes tokenizer, token sets and preflight report to the attempt's folder, the report to the log too."""
     # An answer is compared, or its tokens are: the prompt of a pair is never counted.
     loss_on: LossOn = config.data.loss_on if config.stage in ("Pretrain", "SFT") else "Completion"
-    vocabulary = _vocabulary(model, [*opened.train, *opened.evaluation], loss_on)
+    sources = [*opened.train, *opened.evaluation]
+    vocabulary = _vocabulary(model, sources, loss_on)
+    ends = _stops(config, model, _chat(sources))
     model.tokenizer.save_pretrained(paths.attempt / "tokenizer")
-    data = _within_positions(config.data, model.positions)
-    tokeniser = Tokeniser(vocabulary, Limits(data.max_length, data.too_long, data.max_prompt_length), loss_on)
+    data, limits = settle(config, model.positions)
+    tokeniser = Tokeniser(vocabulary, limits, loss_on)
     cache = TokenCache(root_of(config))
 
     def one(role: str, sources: build.Sources) -> build.Built:
@@ -111,11 +116,11 @@ def token_sets(config: TrainerConfig, paths: Paths, opened: Opened, model: Start
         return cache.get(folder, facts, lambda: build.build(folder, role, sources, data, tokeniser))
 
     train = one("train", opened.train)
-    shown = preflight.report(train.samples, vocabulary, _chat(opened.train))
+    shown = preflight.report(train.samples, vocabulary, _chat(opened.train), ends)
     (paths.attempt / "preflight.txt").write_text(shown + "\n")
     _log.info("the first rows as the model will see them:\n%s", shown)
     evaluation = one("eval", opened.evaluation) if opened.evaluation else None
-    return Sets(train, evaluation, _epoch_rows(config, train))
+    return Sets(train, evaluation, _epoch_rows(config, train), ends)
 
 
 def _facts(stage: str, data: DataConfig, sources: build.Sources, paths: Paths) -> dict[str, object]:
@@ -142,16 +147,18 @@ def _chat(sources: build.Sources) -> bool:
     return any(schema is not None and schema.chat for _, schema in sources)
 
 
-def _within_positions(data: DataConfig, positions: int | None) -> DataConfig:
-    """With the limit that holds: a model has no use for tokens past its last position."""
-    if positions is None or positions >= data.max_length:
-        return data
-    _log.warning("data.maxLength is %d, the model has %d positions: those are the limit", data.max_length, positions)
-    return data.model_copy(update={"max_length": positions})
+def _stops(config: TrainerConfig, model: StartModel, chat: bool) -> tuple[int, ...]:
+    if config.stage != "RL":
+        return ()
+    generation = generation_config_of(model.folder, model.where, config.model.trust_remote_code)
+    return stops(model.tokenizer, generation, chat)
 
 
 def _epoch_rows(config: TrainerConfig, train: build.Built) -> int:
-    rows, batch = epoch_rows(parts_of(config.data.train, train.sources)), config.training.batch_size
+    rows = epoch_rows(parts_of(config.data.train, train.sources))
+    field, batch = "training.batchSize", config.training.batch_size
+    if config.stage == "RL":
+        field, batch = "rollout.batchSize", config.rollout.batch_size
     if rows < batch:
-        _log.warning("an epoch has %d rows, training.batchSize is %d: a step has rows of several epochs", rows, batch)
+        _log.warning("an epoch has %d rows, %s is %d: a step has rows of several epochs", rows, field, batch)
     return rows

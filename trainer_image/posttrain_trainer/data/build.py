@@ -10,16 +10,17 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from posttrain_api.records import DataReport
 from posttrain_api.trainer import DataConfig, DataSource, TrainerConfig
+from posttrain_trainer.data.columns import Columns, columns_of
 from posttrain_trainer.data.fit import Encoded
 from posttrain_trainer.data.messages import RowRefused
 from posttrain_trainer.data.readers import Broken, DataFile, Place, Row, read
 from posttrain_trainer.data.report import Tally, judge
-from posttrain_trainer.data.rows import Parsed, parse_row
+from posttrain_trainer.data.rows import Parsed, Prompt, parse_row
 from posttrain_trainer.data.schema import CHATS, MARGIN, Kind, allowed_kinds, choose_kind
 from posttrain_trainer.data.tokenise import Tokeniser
 from posttrain_trainer.progress import Progress
@@ -52,11 +53,18 @@ class OpenSource:
 
 @dataclass(frozen=True)
 class Schema:
-    """What rows a source has, and how its columns are called; `chat`: they go through the chat template."""
+    """What rows a source has, and how its columns are called; `chat`: they go through the chat template; `columns`: of
+    prompts, those that the rewards get."""
 
     kind: Kind
     mapping: dict[str, str]
     chat: bool = False
+    columns: Columns | None = None
+
+    @property
+    def needed(self) -> list[str]:
+        """Columns without which a row is refused, beside those of its kind."""
+        return sorted(self.columns.needed) if self.columns is not None else []
 
 
 Sources = Sequence[tuple[OpenSource, Schema | None]]
@@ -91,10 +99,14 @@ def schema_of(opened: OpenSource, config: TrainerConfig) -> Schema | None:
     kind = choose_kind(opened.source.uri, columns, mapping, allowed_kinds(config.stage, config.data.loss_on))
     answer = mapping.get(_ANSWERS.get(kind, ""), _ANSWERS.get(kind, ""))
     lists = any(isinstance(record.values.get(answer), list) for record in peeked)
-    return Schema(kind, mapping, chat=lists or kind in CHATS)
+    given = None
+    if kind is Kind.PROMPT:
+        given = columns_of(mapping.get("prompt", "prompt"), config.rewards)
+        given.check(opened.source.uri, [record.values for record in peeked])
+    return Schema(kind, mapping, lists or kind in CHATS, given)
 
 
-_ANSWERS = {Kind.PAIR: "completion", Kind.COMPARISON: "chosen"}
+_ANSWERS = {Kind.PAIR: "completion", Kind.COMPARISON: "chosen", Kind.PROMPT: "prompt"}
 """Kinds whose rows are strings or lists of messages, and the column that tells which."""
 
 
@@ -115,9 +127,10 @@ def build(
     tokeniser: Tokeniser,
 ) -> Built:
     """Writes the token set of the sources to `folder`. TrainerFailure where too much is refused or nothing is left."""
-    tally, columns = Tally(name), _columns(sources)
+    prompts = any(schema is not None and schema.kind is Kind.PROMPT for _, schema in sources)
+    tally, columns = Tally(name, prompts=prompts), _columns(sources)
     progress = Progress(f"tokenise {name}", sum(opened.size for opened, _ in sources))
-    with TokenSetWriter(folder, _arity(sources), columns) as writer, progress:
+    with TokenSetWriter(folder, _arity(sources), columns, records=prompts) as writer, progress:
         filling = _Filling(tally, writer, dict.fromkeys(columns, 0.0))
         for opened, schema in sources:
             for place, outcome, size in _outcomes(opened, schema, config, tokeniser):
@@ -129,7 +142,7 @@ def build(
     _log.info(tally.summary())
     if tally.first:
         tally.write_refused(folder.parent / f"refused-{name}.jsonl")
-    judge(tally, config)
+    judge(tally, config, tokeniser.limits)
     return Built(tally.report(), tuple(writer.sources), tuple(filling.samples), digest_of(folder))
 
 
@@ -150,7 +163,7 @@ class _Filling:
             self.samples.append(Sample(place, self.tally.training_rows, outcome.rows[0]))
         self.tally.use(outcome)
         for row in outcome.rows:
-            self.writer.append(*row.examples, **{**self.numbers, **row.values})
+            self.writer.append(*row.examples, record=row.record, **{**self.numbers, **row.values})
 
 
 def _arity(sources: Sources) -> int:
@@ -181,7 +194,10 @@ def _parse(record: Row | Broken, schema: Schema | None, config: DataConfig) -> P
     if schema is None:
         return RowRefused("MissingColumn", "the row has no columns")
     try:
-        return parse_row(record.values, schema.kind, schema.mapping, config.loss_on)
+        row = parse_row(record.values, schema.kind, schema.mapping, config.loss_on)
+        if isinstance(row, Prompt) and schema.columns is not None:
+            return replace(row, record=schema.columns.record(record.values))
+        return row
     except RowRefused as refusal:
         return refusal
 

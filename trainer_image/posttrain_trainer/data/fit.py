@@ -2,7 +2,8 @@
 
 Called by `tokenise` with the tokens of a row, their mask and the length of the prompt. Nothing is invented: what was
 cut off ends without a stop token. A document that is split overlaps by one token, so that each of its targets is
-counted exactly once. Too long is no bad row: it is counted apart and has a limit of its own.
+counted exactly once. A prompt that is cut keeps its end, where the question is. Too long is no bad row: it is counted
+apart and has a limit of its own.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ class Encoded:
 @dataclass(frozen=True)
 class Limits:
     """`max_length` in tokens, of the prompt alone too where `max_prompt_length` is set, and what happens to what is
-    longer."""
+    longer. `source`: where `max_length` comes from, `advice`: how it is raised; for messages."""
 
     max_length: int
     too_long: TooLongPolicy
     max_prompt_length: int | None = None
+    source: str = "data.maxLength, or the model's positions"
+    advice: str = "Raise data.maxLength"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,20 @@ def _fit_one(marked: Marked, limits: Limits) -> tuple[Example, bool]:
     return _example(marked.tokens[: limits.max_length], kept), True
 
 
+def fit_prompt(tokens: Ids, limits: Limits, bos: int | None, record: str) -> Encoded:
+    """A prompt of at most `max_length` tokens, none of them counted. Truncate: the first token where it is BOS, and the
+    last ones. Split is for documents: such a prompt is skipped instead."""
+    if not tokens:
+        raise RowRefused("EmptyPrompt", "the tokenizer makes no token of prompt: there is nothing to answer")
+    cut = len(tokens) > limits.max_length
+    if cut and limits.too_long != "Truncate":
+        raise _too_long(len(tokens), limits)
+    first = tokens[:1] if cut and tokens[0] == bos and limits.max_length > 1 else []
+    kept = [*first, *tokens[len(first) - limits.max_length :]] if cut else tokens
+    example = _example(kept, np.zeros(len(kept), dtype=np.uint8))
+    return Encoded((TrainingRow((example,), {}, record),), cut)
+
+
 def fit_document(tokens: Ids, limits: Limits) -> Encoded:
     """All tokens but the first are targets. Split: windows that overlap by one token, so each is a target once."""
     length = limits.max_length
@@ -132,6 +149,4 @@ def _example(tokens: Ids, mask: NDArray[np.uint8]) -> Example:
 
 
 def _too_long(count: int, limits: Limits) -> RowRefused:
-    return RowRefused(
-        TOO_LONG, f"{count} tokens, the limit is {limits.max_length} (data.maxLength, or the model's positions)"
-    )
+    return RowRefused(TOO_LONG, f"{count} tokens, the limit is {limits.max_length} ({limits.source})")

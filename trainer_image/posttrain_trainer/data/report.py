@@ -15,7 +15,7 @@ from pathlib import Path
 from posttrain_api.reasons import Reason
 from posttrain_api.records import DataReport
 from posttrain_api.trainer import DataConfig
-from posttrain_trainer.data.fit import IDENTICAL, TOO_LONG, Encoded
+from posttrain_trainer.data.fit import IDENTICAL, TOO_LONG, Encoded, Limits
 from posttrain_trainer.data.messages import RowRefused
 from posttrain_trainer.data.readers import Place
 from posttrain_trainer.errors import TrainerFailure
@@ -33,9 +33,10 @@ BAD = "Bad"
 
 @dataclass
 class Tally:
-    """Counts up while rows stream by. `name` is train or eval, for messages."""
+    """Counts up while rows stream by. `name` is train or eval, for messages; `prompts`: no token of them is counted."""
 
     name: str
+    prompts: bool = False
     rows: int = 0
     used: int = 0
     training_rows: int = 0
@@ -109,30 +110,30 @@ class Tally:
         path.write_text("".join(line + "\n" for line in lines))
 
 
-def judge(tally: Tally, config: DataConfig) -> None:
+def judge(tally: Tally, config: DataConfig, limits: Limits) -> None:
     """TrainerFailure where the job must not train on what is left. Sources of the limits: data.badRows,
     data.tooLong*.
     """
     too_long = tally.refused[TOO_LONG]
     _judge_bad(tally, config, tally.bad)
-    if tally.used == 0 or tally.counted == 0:
-        raise TrainerFailure(Reason.NOTHING_TO_LEARN, _nothing(tally, config, too_long))
+    if tally.used == 0 or (tally.counted == 0 and not tally.prompts):
+        raise TrainerFailure(Reason.NOTHING_TO_LEARN, _nothing(tally, limits, too_long))
     if config.too_long == "Fail" and too_long:
         raise TrainerFailure(
             Reason.DATA_ROWS_REJECTED,
             f"{_places(tally, TOO_LONG)} {too_long} of {tally.rows} {tally.name} rows are too long, and "
             "data.tooLong "
-            "is Fail. Raise data.maxLength, shorten them, or set data.tooLong: Skip.",
+            f"is Fail. {limits.advice}, shorten them, or set data.tooLong: Skip.",
         )
     share = (too_long + tally.cut) / tally.rows
     if share > config.too_long_max_fraction:
         raise TrainerFailure(
             Reason.DATA_ROWS_REJECTED,
             f"{too_long + tally.cut} of {tally.rows} {tally.name} rows ({share:.1%}) are longer than "
-            f"{config.max_length} "
+            f"{limits.max_length} "
             f"tokens; data.tooLongMaxFraction allows {config.too_long_max_fraction:.1%}. "
             f"{_places(tally, TOO_LONG)} "
-            "Raise data.maxLength or data.tooLongMaxFraction.",
+            f"{limits.advice} or data.tooLongMaxFraction.",
         )
 
 
@@ -154,14 +155,14 @@ def _judge_bad(tally: Tally, config: DataConfig, bad: int) -> None:
         )
 
 
-def _nothing(tally: Tally, config: DataConfig, too_long: int) -> str:
+def _nothing(tally: Tally, limits: Limits, too_long: int) -> str:
     if tally.rows == 0:
         return f"The {tally.name} data have no rows. Check data.{tally.name}[].uri."
     if too_long:
         return (
-            f"{too_long} of {tally.rows} {tally.name} rows are too long and none is left (limit {config.max_length} "
+            f"{too_long} of {tally.rows} {tally.name} rows are too long and none is left (limit {limits.max_length} "
             "tokens). "
-            f"{_places(tally, TOO_LONG)} Raise data.maxLength."
+            f"{_places(tally, TOO_LONG)} {limits.advice}."
         )
     if tally.refused[IDENTICAL] == tally.rows:
         return (

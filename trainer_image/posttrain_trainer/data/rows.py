@@ -1,4 +1,5 @@
-"""What a row is to a stage: a text, a prompt with its answer, a chat, or two answers of which one was preferred.
+"""What a row is to a stage: a text, a prompt with or without its answer, a chat, or two answers of which one was
+preferred.
 
 The kind of a source is settled before (schema.py); every row must have its shape. A row that has not is refused with
 a reason and a detail, and the caller's policy decides what that means.
@@ -59,7 +60,16 @@ class Comparison:
     margin: float | None = None
 
 
-Parsed = Text | Pair | Chat | Comparison
+@dataclass(frozen=True)
+class Prompt:
+    """What a policy is to answer: a string as it is, or turns that go through the chat template; `record`: JSON of the
+    row's other columns."""
+
+    content: str | tuple[Message, ...]
+    record: str = "{}"
+
+
+Parsed = Text | Pair | Chat | Comparison | Prompt
 
 
 def parse_row(values: Mapping[str, Any], kind: Kind, mapping: Mapping[str, str], loss_on: LossOn) -> Parsed:
@@ -78,6 +88,8 @@ def parse_row(values: Mapping[str, Any], kind: Kind, mapping: Mapping[str, str],
             return _alpaca(row, values.get(mapping.get("input", "input")))
         case Kind.COMPARISON | Kind.CONVERSATIONS:
             return _comparison(row, _margin(values, mapping))
+        case Kind.PROMPT:
+            return _prompt(row["prompt"])
 
 
 def _column(values: Mapping[str, Any], ours: str, mapping: Mapping[str, str]) -> Any:
@@ -98,6 +110,19 @@ def _pair(prompt: Any, completion: Any, loss_on: LossOn) -> Pair | Chat:
     if len(answer) != 1:
         raise RowRefused("WrongType", f"completion must be one assistant message, it has {len(answer)}")
     return _chat(messages(prompt, "prompt") + answer, loss_on)
+
+
+def _prompt(value: Any) -> Prompt:
+    """Answers at the end are left out, as data sets for SFT have them: the policy is to find its own."""
+    if not isinstance(value, list):
+        return Prompt(string(value, "prompt", empty="EmptyPrompt"))
+    turns = messages(value, "prompt")
+    while turns and turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    if not turns:
+        raise RowRefused("EmptyPrompt", "prompt has assistant messages only: there is nothing to answer")
+    string(turns[-1]["content"], f"prompt[{len(turns) - 1}].content", empty="EmptyPrompt")
+    return Prompt(turns)
 
 
 def _alpaca(row: Mapping[str, Any], context: Any) -> Pair:

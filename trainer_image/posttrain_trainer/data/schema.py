@@ -1,7 +1,7 @@
 """Which kind of rows a source has: settled once, from its columns, by what the stage learns from.
 
 Called by `build` before anything is tokenised, so that a wrong column costs seconds. Every row must then have that
-shape (rows.py). Columns that the kind does not need are ignored.
+shape (rows.py). Columns that the kind does not need are ignored, but those of prompts are for the rewards (columns.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Kind(StrEnum):
     TEXT = "text"
     COMPARISON = "prompt + chosen + rejected"
     CONVERSATIONS = "chosen + rejected"
+    PROMPT = "prompt"
 
 
 COLUMNS = {
@@ -37,13 +38,14 @@ COLUMNS = {
     Kind.TEXT: ("text",),
     Kind.COMPARISON: ("prompt", "chosen", "rejected"),
     Kind.CONVERSATIONS: ("chosen", "rejected"),
+    Kind.PROMPT: ("prompt",),
 }
 
 CHATS = (Kind.MESSAGES, Kind.SHAREGPT, Kind.CONVERSATIONS)
 """Kinds whose rows always go through the chat template."""
 
 _ALIASES = {
-    "prompt": ("question", "instruction", "input", "query", "problem"),
+    "prompt": ("question", "instruction", "input", "query", "problem", "messages"),
     "completion": ("answer", "output", "response", "target", "solution", "reply"),
     "text": ("content", "document", "body", "article", "raw_content"),
     "messages": ("conversation", "dialog", "dialogue", "chat"),
@@ -63,6 +65,8 @@ def allowed_kinds(stage: str, loss_on: LossOn) -> tuple[Kind, ...]:
         return (Kind.TEXT,)
     if stage in ("RewardModel", "Preference"):
         return (Kind.COMPARISON, Kind.CONVERSATIONS)
+    if stage == "RL":
+        return (Kind.PROMPT,)
     if loss_on == "Assistant":
         return (Kind.MESSAGES, Kind.SHAREGPT)
     answers = (Kind.MESSAGES, Kind.PAIR, Kind.SHAREGPT, Kind.ALPACA)

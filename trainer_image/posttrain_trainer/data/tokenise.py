@@ -7,6 +7,7 @@ Called by `build` with batches of rows. Rules that the stages stand on (each is 
 - with loss on every assistant turn, the template's own markers say where each answer is: one stretch per answer, each
   up to its stop token, and what came before an answer is what a model would be given there;
 - both answers of a pair stand after the same tokens;
+- a prompt alone is what an answer would stand after, and nothing of it is counted;
 - nothing is invented: what the limits do to a sequence is in fit.py.
 """
 
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 import jinja2
 import numpy as np
 
-from posttrain_trainer.data.fit import Encoded, Ids, Limits, Marked, answered, document, fit, fit_pair
+from posttrain_trainer.data.fit import Encoded, Ids, Limits, Marked, answered, document, fit, fit_pair, fit_prompt
 from posttrain_trainer.data.messages import Message, RowRefused, require_unicode
-from posttrain_trainer.data.rows import Chat, Comparison, Pair, Parsed, Text
+from posttrain_trainer.data.rows import Chat, Comparison, Pair, Parsed, Prompt, Text
 from posttrain_trainer.data.schema import LossOn
 from posttrain_trainer.data.vocabulary import Vocabulary, runs
 
@@ -29,13 +30,14 @@ from posttrain_trainer.data.vocabulary import Vocabulary, runs
 @dataclass(frozen=True)
 class _Texts:
     """A sequence as the strings to encode; `prompt` None where there is no response to set apart. `turns`: loss on
-    every assistant turn of them."""
+    every assistant turn of them; `open`: something is to follow."""
 
     full: str
     prompt: str | None = None
     response: str | None = None
     chat: bool = False
     turns: tuple[Message, ...] = ()
+    open: bool = False
 
 
 class Tokeniser:
@@ -43,7 +45,7 @@ class Tokeniser:
 
     def __init__(self, vocabulary: Vocabulary, limits: Limits, loss_on: LossOn) -> None:
         self._vocabulary = vocabulary
-        self._limits = limits
+        self.limits = limits
         self._loss_on = loss_on
 
     def encode(self, rows: Sequence[Parsed]) -> list[Encoded | RowRefused]:
@@ -71,7 +73,9 @@ class Tokeniser:
             # Templates call raise_exception, and fail on fields that they expect: all of it is about this row.
             return RowRefused("TemplateError", f"the chat template fails on this row: {error}")
 
-    def _texts(self, row: Text | Pair | Chat) -> _Texts:
+    def _texts(self, row: Text | Pair | Chat | Prompt) -> _Texts:
+        if isinstance(row, Prompt):
+            return self._open(row)
         if isinstance(row, Text):
             return _Texts(row.text)
         if isinstance(row, Pair):
@@ -83,6 +87,11 @@ class Tokeniser:
             return _Texts(render(row.prompt, generation=False), chat=True)
         full = render((*row.prompt, row.answer), generation=False)
         return _Texts(full, render(row.prompt, generation=True), chat=True)
+
+    def _open(self, row: Prompt) -> _Texts:
+        if isinstance(row.content, str):
+            return _Texts(row.content, open=True)
+        return _Texts(self._vocabulary.render(row.content, generation=True), chat=True, open=True)
 
     def _turns(self, turns: tuple[Message, ...]) -> _Texts:
         """RowRefused(PromptNotPrefix) where the template changes what stood before an answer once the answer is there:
@@ -121,6 +130,10 @@ class Tokeniser:
     def _assemble(self, text: _Texts, full: Ids, prompt: Ids) -> Marked:
         if text.turns:
             return self._assistant(text, full, prompt)
+        if text.open:
+            whole = full if text.chat else self._vocabulary.opened(full)
+            self._vocabulary.refuse_double_bos(whole)
+            return Marked(whole, np.zeros(len(whole), dtype=np.uint8), prompt=len(whole))
         if text.prompt is None:
             whole = full if text.chat else self._vocabulary.closed(full)
             self._vocabulary.refuse_double_bos(whole)
@@ -168,8 +181,10 @@ class Tokeniser:
             return next(each for each in marked if isinstance(each, RowRefused))
         try:
             if isinstance(row, Comparison):
-                return fit_pair(good[0], good[1], self._limits, row.margin)
-            return fit(good[0], self._limits)
+                return fit_pair(good[0], good[1], self.limits, row.margin)
+            if isinstance(row, Prompt):
+                return fit_prompt(good[0].tokens, self.limits, self._vocabulary.bos, row.record)
+            return fit(good[0], self.limits)
         except RowRefused as refusal:
             return refusal
 

@@ -43,6 +43,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._tokenizer)
 
+    @property
+    def templated(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(self._tokenizer.chat_template)
+
     def require_chat(self) -> None:
         """Finds the stop token of the chat template. ModelIncompatible where there is no template or it has none."""
         if not self._tokenizer.chat_template:
