@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,25 @@ def _write(root: Path, step: int, attempt: int = 1, text: str = "state") -> Path
 
 def _steps(root: Path) -> list[int]:
     return [entry.manifest.step for entry in files.committed(root)]
+
+
+def test_a_record_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renamed first, it could be empty after a loss of power; and the new name must reach the disk too."""
+    record, synced = tmp_path / "record.json", list[tuple[str, str]]()
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        fsync(descriptor)
+        now = record.read_text() if record.exists() else "nothing"
+        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, now))
+
+    monkeypatch.setattr(os, "fsync", note)
+    files.replace_json(record, {"a": 1})
+    files.replace_json(record, {"a": 2})
+    first, second = ('{\n "a": 1\n}', '{\n "a": 2\n}')
+    temporary, folder = "record.json.tmp", tmp_path.name
+    assert synced == [(temporary, "nothing"), (folder, first), (temporary, first), (folder, second)]
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
 def test_newest_first_and_only_the_committed(tmp_path: Path) -> None:

@@ -13,12 +13,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prepare_kit import model_folder, pairs, write_jsonl
 
+from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
+from posttrain_trainer import fetch
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 KNOWN = {letter * 40 for letter in "abc"}
@@ -199,6 +202,23 @@ def test_model_is_pinned_and_only_what_is_needed_comes(answers: dict[str, Any]) 
     assert set(answers["model"]["files"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert not {"pytorch_model.bin", "modeling.py"} & set(answers["model"]["files"])
     assert answers["later"] == answers["model"], "a later attempt sees the same commit"
+
+
+def test_the_commit_is_on_the_disk_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record cut by a loss of power would end every later attempt."""
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    api = SimpleNamespace(repo_info=lambda *_, **__: SimpleNamespace(sha="b" * 40))
+    monkeypatch.setattr(fetch.hub, "HfApi", lambda: api)
+    monkeypatch.setattr(os, "fsync", full)
+    record = tmp_path / fetch.REVISIONS
+    record.write_text('{"model/org/m@v1": "' + "a" * 40 + '"}')
+    before = record.read_text()
+    with pytest.raises(OSError, match="No space left"):
+        fetch.Fetcher(tmp_path).fetch(Source(uri="hf://org/other"), "model")
+    assert record.read_text() == before
 
 
 def test_token_of_the_secret_and_no_other(answers: dict[str, Any]) -> None:

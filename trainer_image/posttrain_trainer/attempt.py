@@ -10,7 +10,6 @@ of attempts in a row without a new checkpoint, at most 300, with jitter.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 
 from posttrain_api.base import Model
 from posttrain_api.names import ATTEMPT_FILE, CHECKPOINTS_DIR
+from posttrain_trainer.checkpoint_files import replace_json
 from posttrain_trainer.record import utc_now
 
 ENV_BACKOFF_SCALE = "POSTTRAIN_BACKOFF_SCALE"
@@ -48,12 +48,7 @@ def begin(run_dir: Path) -> Attempt:
         fruitless = 0 if step > before.checkpoint_step else before.fruitless + 1
         now = Attempt(attempt=before.attempt + 1, checkpoint_step=step, fruitless=fruitless, time=utc_now())
     run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / (ATTEMPT_FILE + ".tmp")
-    with temporary.open("w") as file:
-        file.write(now.to_json())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(run_dir / ATTEMPT_FILE)
+    replace_json(run_dir / ATTEMPT_FILE, now.to_wire())
     return now
 
 

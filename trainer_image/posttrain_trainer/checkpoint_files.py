@@ -160,6 +160,15 @@ def write_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
 
 
+def replace_json(path: Path, value: Any) -> None:
+    """`write_json` for a record that is there already or will be: a reader, and a crash, find the old one or the new
+    one, whole. One process at a time may write it."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_json(temporary, value)
+    temporary.replace(path)
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """fsync of a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -17,6 +17,7 @@ from huggingface_hub import errors as hub_errors
 from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
 from posttrain_trainer import object_store
+from posttrain_trainer.checkpoint_files import replace_json
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.kinds import DENIED, NOT_FOUND, Kind, model_patterns
 
@@ -116,9 +117,7 @@ class Fetcher:
                 raise TrainerFailure(Reason.TRAINER_ERROR, f"{repository.source.uri}: the hub names no commit.")
             known[key] = info.sha
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = record.with_suffix(".tmp")
-            temporary.write_text(json.dumps(known, indent=1, sort_keys=True))
-            temporary.replace(record)
+            replace_json(record, known)
         return known[key]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from posttrain_api.base import Model
 from posttrain_api.records import DataReport, Resolved
-from posttrain_trainer.checkpoint_files import write_json
+from posttrain_trainer.checkpoint_files import replace_json
 
 MANIFEST = "manifest.json"
 
@@ -50,10 +50,8 @@ class Prepared(Model):
 
 
 def write_manifest(folder: Path, prepared: Prepared) -> None:
-    """Commits: temporary file, fsync, rename."""
-    temporary = folder / (MANIFEST + ".tmp")
-    write_json(temporary, prepared.to_wire())
-    temporary.rename(folder / MANIFEST)
+    """Commits it, last."""
+    replace_json(folder / MANIFEST, prepared.to_wire())
 
 
 def read_manifest(folder: Path) -> Prepared | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.checkpoint_files import write_json
+from posttrain_trainer.checkpoint_files import replace_json
 from posttrain_trainer.errors import TrainerFailure
 
 SHOWN = 5
@@ -30,6 +30,4 @@ def check(record: Path, listed: Mapping[str, Sequence[str]]) -> None:
                 f"{source}: {', '.join(gone[:SHOWN])}{more} was there at the first attempt of this job and is gone. "
                 "Put it back and run the job anew, or create a new job for what is left.",
             )
-    temporary = record.with_suffix(".tmp")
-    write_json(temporary, {**known, **{source: list(names) for source, names in listed.items()}})
-    temporary.replace(record)
+    replace_json(record, {**known, **{source: list(names) for source, names in listed.items()}})
