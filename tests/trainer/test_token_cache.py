@@ -106,9 +106,17 @@ def _other_tokenizer(claim: Claim) -> dict[str, Any]:
     return {"model": model_source(model_folder(claim.folder / "other", chosen))}
 
 
+def _other_further_template(claim: Claim) -> dict[str, Any]:
+    """It lies in a folder of its own, and rows without tools do not even use it."""
+    chosen = small_tokenizer()
+    chosen.chat_template = {"default": chosen.chat_template, "tool_use": "{{ messages }}"}
+    return {"model": model_source(model_folder(claim.folder / "other", chosen))}
+
+
 CHANGES: dict[str, Callable[[Claim], dict[str, Any]]] = {
     "content": _other_content,
     "template": _other_tokenizer,
+    "further template": _other_further_template,
     "length": lambda _: {"data": {"max_length": 63}},
     "loss": lambda _: {"data": {"loss_on": "All"}},
     "limit of bad rows": lambda _: {"data": {"bad_rows_max_fraction": 0.2}},

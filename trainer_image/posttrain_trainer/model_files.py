@@ -127,9 +127,19 @@ def _elements(file: Path, uri: str) -> int:
 
 def digest_of(files: Iterable[Path]) -> str:
     """`sha256:<hex>` over names, sizes and contents, in order of name."""
+    return _digest((file.name, file) for file in files)
+
+
+def folder_digest(folder: Path) -> str:
+    """The same over every file below `folder`, by its name from there: a tokenizer keeps further chat templates in a
+    folder of their own."""
+    return _digest((str(file.relative_to(folder)), file) for file in folder.rglob("*") if file.is_file())
+
+
+def _digest(named: Iterable[tuple[str, Path]]) -> str:
     whole = hashlib.sha256()
-    for file in sorted(files, key=lambda file: file.name):
+    for name, file in sorted(named):
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{file.name} {file.stat().st_size} {content}\n".encode())
+        whole.update(f"{name} {file.stat().st_size} {content}\n".encode())
     return "sha256:" + whole.hexdigest()

@@ -25,7 +25,7 @@ from posttrain_trainer.errors import readable
 from posttrain_trainer.fetch import Fetcher
 from posttrain_trainer.lengths import settle
 from posttrain_trainer.mixture import epoch_rows, parts_of
-from posttrain_trainer.model_files import digest_of
+from posttrain_trainer.model_files import folder_digest
 from posttrain_trainer.model_start import StartModel
 from posttrain_trainer.prepare_paths import Paths
 from posttrain_trainer.stops import generation_config_of, stops
@@ -125,11 +125,10 @@ def token_sets(config: TrainerConfig, paths: Paths, opened: Opened, model: Start
 
 def _facts(stage: str, data: DataConfig, sources: build.Sources, paths: Paths) -> dict[str, object]:
     """What the tokens of a set depend on. What may be refused is among it: a set in the cache has been judged."""
-    tokenizer = sorted(path for path in (paths.attempt / "tokenizer").rglob("*") if path.is_file())
     return {
         "stage": stage,
         "data": data.model_dump(mode="json", exclude={"train", "eval"}),
-        "tokenizer": digest_of(tokenizer),
+        "tokenizer": folder_digest(paths.attempt / "tokenizer"),
         "sources": [source_facts(opened, schema) for opened, schema in sources],
     }
 

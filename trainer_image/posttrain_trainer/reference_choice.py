@@ -19,7 +19,7 @@ from posttrain_trainer.batching import Share
 from posttrain_trainer.engine import Engine, FrozenEngine
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.model import build_module
-from posttrain_trainer.model_files import digest_of
+from posttrain_trainer.model_files import folder_digest
 from posttrain_trainer.objective import StartLoss
 from posttrain_trainer.packing import packs
 from posttrain_trainer.prepared import Prepared
@@ -120,12 +120,11 @@ class Compared:
         digest is over tokens, so over template and lengths too."""
         config, prepared = self.config, self.prepared
         own = config.reference is None
-        tokenizer = [path for path in Path(prepared.tokenizer_dir).iterdir() if path.is_file()]
         return {
             "model": prepared.model_digest if own else prepared.reference_digest,
             "adapters": [each.digest for each in (prepared.adapters if own else prepared.reference_adapters)],
             "data": prepared.data_digest,
-            "tokenizer": digest_of(tokenizer),
+            "tokenizer": folder_digest(Path(prepared.tokenizer_dir)),
             "max length": config.data.max_length,
             "precision": prepared.resolved.precision,
         }
