@@ -111,7 +111,8 @@ class LoraConfig(Model):
 
     `rslora`: alpha/√rank instead; `dora`: magnitude and direction apart; `continue_adapter`: the last of
     `model.adapters` is trained further instead of being merged. Rank, alpha, targets, rslora and dora are its own then;
-    a `rank` that the job gives all the same must be that adapter's."""
+    a `rank` that the job gives all the same must be that adapter's. `quantization`: how the frozen linear layers are
+    stored; None: in the training's precision."""
 
     rank: int | None = None
     """None only with `continue_adapter`."""
@@ -121,6 +122,7 @@ class LoraConfig(Model):
     rslora: bool = False
     dora: bool = False
     continue_adapter: bool = False
+    quantization: Literal["NF4"] | None = None
 
 
 class TrainingConfig(Model):

@@ -38,6 +38,7 @@ PREFERENCE = {"spec.stage": "Preference"}
 REWARD = {"spec.stage": "RewardModel"}
 CHAIN = {"spec.model": {"fromJob": {"name": "base"}}, "spec.lora": {"continueAdapter": True}}
 BEST = {**EVAL, "spec.evaluation": {"everySteps": 5, "keepBest": True}}
+NF4 = {"spec.lora.quantization": "NF4"}
 FP32 = {"spec.training": {"precision": "FP32"}}
 ON_CPU = {"spec.resources": {"gpusPerNode": 0, "processesPerNode": 1}}
 
@@ -166,6 +167,11 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
     "adapter trained further": CHAIN,
     "new adapter on another": {**CHAIN, "spec.lora": {"continueAdapter": False, "rank": 4}},
     "rank-stabilised": {"spec.lora": {"rslora": True, "dora": True}},
+    "in 4 bits": {"spec.lora": {"quantization": "NF4", "dora": True}, "spec.deepspeed": {"zeroStage": 2}},
+    "in 4 bits, stage by prepare": {"spec.lora": {"quantization": "NF4"}, "spec.deepspeed": {"zeroStage": "Auto"}},
+    "in 4 bits, optimizer offloaded": {**NF4, "spec.deepspeed": {"offloadOptimizer": True}},
+    "adapter trained further in 4 bits": {**CHAIN, "spec.lora": {"continueAdapter": True, "quantization": "NF4"}},
+    "sharded weights, none in 4 bits": {"spec.deepspeed": {"zeroStage": 3}},
     "best is kept": BEST,
     "best by accuracy": {
         **EVAL,
@@ -429,6 +435,18 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
         )
         for stage, said in (("Auto", {}), ("Auto, said", {"zeroStage": "Auto"}), ("2", {"zeroStage": 2}))
     ),
+    Refused(
+        "4 bits at stage 3",
+        {**NF4, "spec.deepspeed": {"zeroStage": 3}},
+        "spec.deepspeed.zeroStage",
+        "3 would shard 4-bit weights",
+    ),
+    Refused(
+        "4 bits with weights offloaded",
+        {**NF4, "spec.deepspeed": {"zeroStage": 3, "offloadParameters": True}},
+        "spec.deepspeed.zeroStage",
+        "write 2 or Auto, and no offloadParameters",
+    ),
     *(
         Refused(
             f"override {path}",
@@ -662,6 +680,8 @@ REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
     Refused("beta 1", {"spec.training": {"betas": [0.9, 1]}}, "spec.training.betas[1]", "less than 1"),
     Refused("zero stage 4", {"spec.deepspeed": {"zeroStage": 4}}, "spec.deepspeed.zeroStage", "Auto"),
     Refused("zero stage as text", {"spec.deepspeed": {"zeroStage": "2"}}, "spec.deepspeed.zeroStage", "Auto"),
+    Refused("8 bits", {"spec.lora.quantization": "INT8"}, "spec.lora.quantization", "NF4"),
+    Refused("bits as a number", {"spec.lora.quantization": 4}, "spec.lora.quantization", "must be"),
     Refused("zero stage true", {"spec.deepspeed": {"zeroStage": True}}, "spec.deepspeed.zeroStage", "must be"),
     Refused("half a core", {"spec.resources": {"cpu": 0.5}}, "spec.resources.cpu", "must be"),
     Refused("memory in words", {"spec.resources": {"memory": "much"}}, "spec.resources.memory", "must be"),
@@ -681,7 +701,6 @@ UNKNOWN: tuple[Refused, ...] = (
     Refused("in metadata", {"metadata.lables": {}}, "metadata.lables", "unknown field"),
     Refused("typo", {"spec.lora.rnak": 3}, "spec.lora.rnak", "unknown field"),
     Refused("later block", {"spec.grpo": {"groupSize": 8}}, "spec.grpo", "unknown field"),
-    Refused("later field", {"spec.lora.quantization": "NF4"}, "spec.lora.quantization", "unknown field"),
     Refused(
         "scratch reference",
         {**PREFERENCE, "spec.reference": {"uri": "hf://a/b", "scratch": {}}},

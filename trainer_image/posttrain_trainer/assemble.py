@@ -15,6 +15,7 @@ from torch import nn
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Resolved
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer import nf4
 from posttrain_trainer.algorithms import algorithm_of
 from posttrain_trainer.batching import Feed, Share
 from posttrain_trainer.best import judge_of
@@ -119,6 +120,7 @@ def _engine(job: Job, module: nn.Module, make_optimizer: MakeOptimizer) -> Engin
         max_grad_norm=training.max_grad_norm,
         adapter=config.tuning == "LoRA",
         bf16=resolved.precision == "BF16",
+        quantized=nf4.asked(config),
         offload_optimizer=config.deepspeed.offload_optimizer,
         offload_parameters=config.deepspeed.offload_parameters,
         overrides=config.deepspeed.overrides,

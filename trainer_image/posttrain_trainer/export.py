@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,11 @@ from posttrain_api.base import canonical_json
 from posttrain_api.names import OUTPUT_DIR
 from posttrain_api.records import Output
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer import nf4
+from posttrain_trainer.adapters import merge_adapters
 from posttrain_trainer.checkpoint_files import MANIFEST, FileEntry, entries, files_below, sync, write_json
 from posttrain_trainer.fence import Fence
-from posttrain_trainer.loading import load_causal, load_reward
-from posttrain_trainer.model import start_folder
+from posttrain_trainer.model import load_start, start_folder
 from posttrain_trainer.output_manifest import Base, OutputManifest, Parent
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.scorer import causal_lm
@@ -100,13 +101,12 @@ def _write_adapter(adapted: Any, base: tuple[str | None, str | None], weights: d
 
 def merged(config: TrainerConfig, prepared: Prepared, adapter: Path) -> Any:
     """W + scale·B·A, computed anew from the stored base, its earlier adapters and this one, in fp32, so that nothing
-    live is changed; rounded once at the end where training was in bf16."""
-    folder = start_folder(config, prepared)
-    folder = replace(folder, adapters=(*folder.adapters, adapter))
-    if config.stage == "RewardModel":
-        model = load_reward(folder, Path(prepared.tokenizer_dir), config.training.seed)
-    else:
-        model = load_causal(folder)
+    live is changed; rounded once at the end where training was in bf16. W is what the adapter was trained on: where the
+    base was kept in 4 bits, what these stand for."""
+    model = load_start(config, prepared)
+    if nf4.asked(config):
+        nf4.round_weights(model)
+    model = merge_adapters(model, [adapter])
     return model.bfloat16() if prepared.resolved.precision == "BF16" else model
 
 
@@ -140,6 +140,7 @@ def _manifest(
         job=config.job,
         base=_base(config, prepared),
         adapters=_parents(config, prepared),
+        quantization="NF4" if nf4.asked(config) else None,
         files=files,
         sha256="sha256:" + hashlib.sha256(digests.encode()).hexdigest(),
     )

@@ -16,6 +16,7 @@ from torch import nn
 
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer import nf4
 from posttrain_trainer.adapters import adapter_files
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.loading import ModelFolder, load_causal, load_reward
@@ -57,19 +58,26 @@ class Counts:
 
 def count(model: nn.Module) -> Counts:
     """Before the engine is made: ZeRO-3 leaves empty tensors behind."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(nf4.elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return Counts(sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns))
 
 
 def build_module(config: TrainerConfig, prepared: Prepared) -> nn.Module:
-    """What the engine runs, in fp32 on the CPU: the policy's scorer, or the reward model; with its adapter under LoRA.
-    TrainerFailure where the model cannot be used."""
+    """What the engine runs, in fp32 on the CPU: the policy's scorer, or the reward model; with its adapter under LoRA,
+    and the frozen layers below it in 4 bits where the job says so. TrainerFailure where the model cannot be used."""
     reward = config.stage == "RewardModel"
-    model = _reward_model(config, prepared) if reward else _policy(config, prepared)
+    model = load_start(config, prepared)
+    store(config, prepared, model)
     adapted = _adapted(config, prepared, model)
     if prepared.resolved.gradient_checkpointing:
         checkpoint_layers(model)
     return ScoreModel(adapted) if reward else Scorer(adapted)
+
+
+def store(config: TrainerConfig, prepared: Prepared, model: Any) -> None:
+    """Puts the layers that an adapter will freeze into 4 bits, where the job says so."""
+    if nf4.asked(config):
+        nf4.quantize(model, torch.bfloat16 if prepared.resolved.precision == "BF16" else torch.float32)
 
 
 def checkpoint_layers(model: Any) -> None:
@@ -84,12 +92,11 @@ def checkpoint_layers(model: Any) -> None:
     model.disable_input_require_grads()
 
 
-def _reward_model(config: TrainerConfig, prepared: Prepared) -> Any:
-    return load_reward(start_folder(config, prepared), Path(prepared.tokenizer_dir), config.training.seed)
-
-
-def _policy(config: TrainerConfig, prepared: Prepared) -> Any:
+def load_start(config: TrainerConfig, prepared: Prepared) -> Any:
+    """The model that training starts from, in fp32, without the adapter that is trained and never quantized."""
     folder = start_folder(config, prepared)
+    if config.stage == "RewardModel":
+        return load_reward(folder, Path(prepared.tokenizer_dir), config.training.seed)
     if config.model.scratch is None:
         return load_causal(folder)
     shape = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)

@@ -30,8 +30,8 @@ class Parent(Model):
 
 
 class OutputManifest(Model):
-    """`adapters`: merged into `base` before training began, oldest first. `sha256`: over names and digests of the
-    files."""
+    """`adapters`: merged into `base` before training began, oldest first. `quantization`: how the base was kept while
+    the adapter was trained, None: in full. `sha256`: over names and digests of the files."""
 
     format: Literal["safetensors", "peft"]
     stage: str
@@ -40,5 +40,6 @@ class OutputManifest(Model):
     job: JobIdentity
     base: Base
     adapters: tuple[Parent, ...] = ()
+    quantization: Literal["NF4"] | None = None
     files: dict[str, FileEntry]
     sha256: str

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer import nf4
 from posttrain_trainer.environment import load_config
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.fetch import Fetcher
@@ -84,12 +85,15 @@ def _remove_others(paths: Paths) -> None:
 
 
 def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
+    memory = _accelerator_memory(config)
+    if nf4.asked(config):
+        nf4.check("cpu" if memory is None else "cuda")
     fetcher = Fetcher(paths.hub, config.model.trust_remote_code)
     opened = open_sources(config, paths)
     model = _model(config, paths, fetcher, opened)
     reference = reference_model(config, fetcher, model)
     sets = token_sets(config, paths, opened, model)
-    facts = Facts(sets.rows, model.parameters, _accelerator_memory(config), model.revision)
+    facts = Facts(sets.rows, model.parameters, memory, model.revision)
     return Prepared(
         config_digest=digest,
         model_dir=str(model.folder),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer import nf4
 from posttrain_trainer.algorithms.base import Algorithm
 from posttrain_trainer.algorithms.preference import Preference
 from posttrain_trainer.batching import Share
@@ -127,4 +128,5 @@ class Compared:
             "tokenizer": folder_digest(Path(prepared.tokenizer_dir)),
             "max length": config.data.max_length,
             "precision": prepared.resolved.precision,
+            **({"quantization": "NF4"} if own and nf4.asked(config) else {}),
         }

@@ -78,6 +78,8 @@ def _zero_stage(config: TrainerConfig, facts: Facts) -> int:
     if facts.memory is None:
         plain = config.training.precision == "FP32" and not config.deepspeed.offload_optimizer
         return 0 if plain and world == 1 else 2
+    if config.lora is not None and config.lora.quantization is not None:
+        return 2  # 3 cannot hold such a base, and less of it would not be worth sharding
     weights = BYTES[config.training.precision] * facts.parameters
     if config.tuning == "LoRA":
         return 2 if weights <= BASE_SHARE * facts.memory else 3

@@ -71,6 +71,16 @@ TUNING_RULES: tuple[Rule, ...] = (
         lambda lora: get(lora, "continueAdapter") is True and any(has(lora, name) for name in _SHAPE),
         ("goes on with an adapter that has its shape already", f"remove {', '.join(_SHAPE)}, or remove this"),
     ),
+    needs(
+        "spec",
+        ".deepspeed.zeroStage",
+        f"!({cel_has('lora.quantization')} && {cel_has('deepspeed.zeroStage')} && self.deepspeed.zeroStage == 3)",
+        lambda spec: not (has(spec, "lora.quantization") and get(spec, "deepspeed.zeroStage") == 3),
+        (
+            "3 would shard 4-bit weights without the scales they are read with",
+            "write 2 or Auto, and no offloadParameters, or remove lora.quantization",
+        ),
+    ),
 )
 
 EVALUATION_RULES: tuple[Rule, ...] = (

@@ -41,6 +41,12 @@ class Lora(SpecModel):
         default="false",
         example=True,
     )
+    quantization: Literal["NF4"] | None = optional(
+        "Keep the frozen linear layers below the adapters in 4 bits (QLoRA): a quarter of BF16's memory, slower steps, "
+        "and a base that is rounded; computation stays in training.precision. Not with zeroStage 3",
+        default="none: the weights are kept in training.precision",
+        example="NF4",
+    )
 
 
 class Training(SpecModel):

@@ -36,6 +36,7 @@ class ResolvedLora(Model):
     rslora: bool | None = optional("Whether the update is multiplied by alpha / sqrt(rank) instead", example=False)
     dora: bool | None = optional("Whether magnitudes are learned apart", example=False)
     continue_adapter: bool | None = optional("Whether the parent's adapter is trained further", example=False)
+    quantization: Word | None = optional("How the frozen layers are kept, where not in full", example="NF4")
 
 
 class ResolvedTokenizer(Model):

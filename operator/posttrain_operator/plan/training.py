@@ -124,6 +124,7 @@ def lora_config(context: Context, place: ModelPlace | None) -> LoraConfig | None
         target_modules=pick(said.target_modules, ("all-linear",)),
         rslora=bool(said.rslora),
         dora=bool(said.dora),
+        quantization=said.quantization,
     )
 
 
@@ -155,6 +156,7 @@ def _continued(context: Context, said: Lora, place: ModelPlace | None) -> LoraCo
         rslora=bool(shape.get("rslora")),
         dora=bool(shape.get("dora")),
         continue_adapter=True,
+        quantization=said.quantization,
     )
 
 
