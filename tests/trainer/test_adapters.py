@@ -82,6 +82,21 @@ def test_a_chain_is_read_in_order(root: Path) -> None:
     assert [Path(each.dir).name for each in start.adapters] == ["first", "second"]
 
 
+def test_the_chat_template_of_the_last_adapter_comes_along(root: Path) -> None:
+    """As it does with a merged model: the next stage must not speak to the policy in the base's own template."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(root / "model")
+    chain = [root / "first", root / "second"]
+    assert _start(root, chain).tokenizer.chat_template is None
+    for folder in chain:
+        tokenizer.chat_template = folder.name
+        tokenizer.save_pretrained(folder)
+    assert _start(root, chain).tokenizer.chat_template == "second"
+    (root / "second" / "tokenizer_config.json").unlink()
+    assert _start(root, chain).tokenizer.chat_template == "first"
+    given = ModelConfig.model_validate({**on_chain(root, chain), "chat_template": "own"})
+    assert given_model(given, Fetcher(root / "hub")).tokenizer.chat_template == "own"
+
+
 def _refused(root: Path, chain: list[str], *parts: str, reason: Reason = Reason.MODEL_INCOMPATIBLE) -> None:
     with pytest.raises(TrainerFailure) as caught:
         _start(root, [root / name for name in chain])

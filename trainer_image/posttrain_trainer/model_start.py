@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,13 @@ def _given(model: ModelConfig, source: Source, fetcher: Fetcher) -> StartModel:
     model_files.require_folder(folder, uri)
     weights = model_files.weight_files(folder, uri)
     config = model_files.load_config(folder, uri, model.trust_remote_code)
-    loaded = tokenizer.load(folder, model.trust_remote_code)
+    digest = model_files.digest_of([folder / model_files.CONFIG, *weights])
+    adapters = _adapters(model, fetcher, config, digest)
+    loaded = tokenizer.load(_tokenizer_folder(folder, adapters), model.trust_remote_code)
     if model.chat_template is not None:
         loaded.chat_template = model.chat_template
     text = config.get_text_config()
     require_vocabulary(loaded, text.vocab_size, uri)
-    digest = model_files.digest_of([folder / model_files.CONFIG, *weights])
     return StartModel(
         folder=folder,
         digest=digest,
@@ -93,8 +94,15 @@ def _given(model: ModelConfig, source: Source, fetcher: Fetcher) -> StartModel:
         positions=getattr(text, "max_position_embeddings", None),
         parameters=model_files.count_parameters(weights, uri),
         revision=fetched.revision,
-        adapters=_adapters(model, fetcher, config, digest),
+        adapters=adapters,
     )
+
+
+def _tokenizer_folder(base: Path, adapters: Sequence[PreparedAdapter]) -> Path:
+    """The newest adapter that brings a tokenizer, as every output does: with the chat template that it was trained on.
+    Else the base."""
+    brought = (Path(adapter.dir) for adapter in reversed(adapters))
+    return next((folder for folder in brought if (folder / "tokenizer_config.json").is_file()), base)
 
 
 def _adapters(model: ModelConfig, fetcher: Fetcher, config: Any, base: str) -> tuple[PreparedAdapter, ...]:
