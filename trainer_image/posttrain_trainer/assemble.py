@@ -21,26 +21,22 @@ from posttrain_trainer.batching import Feed, Share
 from posttrain_trainer.best import judge_of
 from posttrain_trainer.checkpoint import Checkpoints, Place
 from posttrain_trainer.checkpoint_facts import facts_of
+from posttrain_trainer.critic_model import build_critic, build_policy
 from posttrain_trainer.dropout import without_dropout
-from posttrain_trainer.engine import (
-    AdamSettings,
-    Engine,
-    MakeOptimizer,
-    adamw,
-    parameter_groups,
-)
+from posttrain_trainer.engine import AdamSettings, Engine, MakeOptimizer, Trained, adamw
 from posttrain_trainer.engine_config import EngineSettings
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.fence import Fence, current_attempt
 from posttrain_trainer.loop import Course, Parts
 from posttrain_trainer.mixture import epoch_rows, parts_of
-from posttrain_trainer.model import build_module, check_unchanged, count
+from posttrain_trainer.model import check_unchanged, count
 from posttrain_trainer.packing import packs
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.record import ENV_ATTEMPT
 from posttrain_trainer.recorder import Observer, Recorder, Sink
 from posttrain_trainer.reference_choice import Compared
+from posttrain_trainer.roles import SharedEngine, critic_engine, policy_engine
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.sampler import Sampler, total_rows
 from posttrain_trainer.schedule import Schedule
@@ -70,7 +66,7 @@ def assemble(job: Job, outside: Outside, make_optimizer: MakeOptimizer | None = 
     config, prepared = job.config, job.prepared
     if job.runtime.first and _attempt(config) > 1:  # in the first one `prepare` has just read it
         check_unchanged(config, prepared)
-    module = build_module(config, prepared)
+    module = build_policy(config, prepared)
     counts = count(module)
     packed = packs(module, prepared.resolved.attention, job.runtime.device)
     resolved = prepared.resolved.model_copy(
@@ -114,7 +110,6 @@ def course_of(config: TrainerConfig, resolved: Resolved) -> Course:
 
 def _engine(job: Job, module: nn.Module, make_optimizer: MakeOptimizer) -> Engine:
     config, training, resolved = job.config, job.config.training, job.prepared.resolved
-    optimizer = make_optimizer(parameter_groups(module, training.weight_decay))
     settings = EngineSettings(
         zero_stage=resolved.zero_stage,
         max_grad_norm=training.max_grad_norm,
@@ -125,10 +120,25 @@ def _engine(job: Job, module: nn.Module, make_optimizer: MakeOptimizer) -> Engin
         offload_parameters=config.deepspeed.offload_parameters,
         overrides=config.deepspeed.overrides,
     )
-    if job.config.stage in ("RewardModel", "Preference"):
+    if job.config.stage in ("RewardModel", "Preference", "RL"):
         without_dropout(module)
     module.train()
-    return Engine(module, optimizer, settings)
+    return policy_engine(module, make_optimizer, settings, training.weight_decay)
+
+
+def critic_of(job: Job, engine: Engine, packed: bool, make_optimizer: MakeOptimizer) -> Trained | None:
+    """PPO's critic beside the policy's engine, or on it. None for every other algorithm."""
+    config, attention = job.config, job.prepared.resolved.attention
+    if config.stage != "RL" or config.algorithm != "PPO":
+        return None
+    if isinstance(engine, SharedEngine):
+        return engine.critic
+    module = build_critic(config, job.prepared)
+    if packed:  # where it cannot, transformers' mask does the same more slowly
+        packs(module, attention, job.runtime.device)
+    without_dropout(module)
+    module.train()
+    return critic_engine(module, make_optimizer, engine.settings, config.training.weight_decay)
 
 
 def _adam(config: TrainerConfig) -> AdamSettings:

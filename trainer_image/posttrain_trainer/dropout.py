@@ -1,7 +1,8 @@
-"""Dropout switched off for good: by assemble, for the stages that compare sequences.
+"""Dropout switched off for good: by assemble, for the stages that compare forwards.
 
-A preference or a reward is a difference of two forwards; dropout would put noise of its own into both (TRL switches it
-off for these stages too). The model stays in training mode, which gradient checkpointing asks for.
+A preference or a reward is a difference of two forwards, an importance ratio in stage RL one of log-probabilities;
+dropout would put noise of its own into both (TRL switches it off for the first two, and for PPO). The model stays in
+training mode, which gradient checkpointing asks for.
 """
 
 from __future__ import annotations

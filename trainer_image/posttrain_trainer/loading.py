@@ -16,7 +16,7 @@ import transformers
 from posttrain_api.reasons import Reason
 from posttrain_trainer.adapters import merge_adapters
 from posttrain_trainer.errors import TrainerFailure
-from posttrain_trainer.score_model import HEAD, check_scores, pad_token, set_head
+from posttrain_trainer.score_model import HEAD, ScoreHead, check_scores, pad_token, set_head
 from posttrain_trainer.scorer import check_head
 
 
@@ -51,6 +51,21 @@ def load_reward(folder: ModelFolder, tokenizer: Path, seed: int) -> Any:
     set_pad_token(model, tokenizer)
     check_scores(model)
     return model
+
+
+def load_critic(folder: ModelFolder) -> tuple[Any, ScoreHead]:
+    """A body and a head for values: an earlier reward model's or critic's both (Stiennon et al. 2020, §3.4), or a
+    language model's body and a head of zeros: then advantages are rewards until it has learned something.
+    TrainerFailure(ModelIncompatible)."""
+    model, info = _read(transformers.AutoModelForSequenceClassification, folder, num_labels=1)
+    name = f"{HEAD}.weight"
+    _check_complete(folder.path, info, drawn=(name,))
+    set_head(model, 0, draw=False)
+    if name in (info.get("missing_keys") or ()):
+        torch.nn.init.zeros_(getattr(model, HEAD).weight)
+    model = merge_adapters(model, folder.adapters)  # a reward model's adapter brings its head
+    check_scores(model)
+    return model.base_model, getattr(model, HEAD)
 
 
 def set_pad_token(model: Any, tokenizer: Path) -> None:

@@ -9,11 +9,14 @@ gradients silently.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from posttrain_api.reasons import Reason
@@ -22,6 +25,8 @@ from posttrain_trainer.adapters import put_on
 from posttrain_trainer.errors import TrainerFailure
 
 ALL_LINEAR = "all-linear"
+POLICY = "default"
+"""peft's name for the first adapter of a model, and the policy's role where another shares its base."""
 
 
 def add_adapter(model: nn.Module, config: LoraConfig, seed: int, *, scores: bool = False) -> nn.Module:
@@ -33,15 +38,7 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int, *, scores: bool
     targets: Any = ALL_LINEAR if config.target_modules == (ALL_LINEAR,) else list(config.target_modules)
     if targets != ALL_LINEAR:
         _check_names(model, targets)
-    settings = peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        use_rslora=config.rslora,
-        use_dora=config.dora,
-        target_modules=targets,
-        task_type="SEQ_CLS" if scores else "CAUSAL_LM",  # peft adds the head to modules_to_save
-    )
+    settings = _settings(config, targets, "SEQ_CLS" if scores else "CAUSAL_LM")  # peft adds the head to modules_to_save
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -50,6 +47,68 @@ def add_adapter(model: nn.Module, config: LoraConfig, seed: int, *, scores: bool
             raise _misfit(f"{list(config.target_modules)} does not fit this model ({error})") from error
     _check_tied(adapted)
     return adapted
+
+
+def add_to_body(body: nn.Module, config: LoraConfig, seed: int) -> nn.Module:
+    """As `add_adapter`, on a model's body. Names of layers outside it are left out."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        settings: Any = _settings(config, _inside(body, config))
+        adapted: nn.Module = peft.get_peft_model(body, settings, autocast_adapter_dtype=False)
+    return adapted
+
+
+def add_second(adapted: Any, name: str, config: LoraConfig, seed: int) -> None:
+    """One more adapter, on the body of a model that has one. Both learn; the first is active, and `adapter_scope` the
+    only way to the other."""
+    settings = _settings(config, _inside(adapted.get_base_model().base_model, config))
+    learning = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    before = {id(parameter) for parameter in adapted.parameters()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted.add_adapter(name, settings, autocast_adapter_dtype=False)
+    for parameter in [*learning, *(each for each in adapted.parameters() if id(each) not in before)]:
+        parameter.requires_grad_(True)  # peft leaves it to the active adapter
+
+
+@contextmanager
+def adapter_scope(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Inside it this adapter answers, or, None, the base alone. peft's own switches touch `requires_grad`, and
+    DeepSpeed then drops gradients silently; this one touches nothing else. Forward and backward belong into one scope:
+    with gradient checkpointing the backward computes the forward again, with what is active then."""
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = name is None
+        layer._active_adapter = layer._active_adapter if name is None else [name]
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def _settings(config: LoraConfig, targets: Any, task: str | None = None) -> peft.LoraConfig:
+    return peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        target_modules=targets,
+        task_type=task,
+    )
+
+
+def _inside(body: nn.Module, config: LoraConfig) -> Any:
+    """The targets that are in the body: an adapter on a language model's head is no business of the critic's."""
+    if config.target_modules == (ALL_LINEAR,):
+        return ALL_LINEAR
+    names = [name for name, _ in body.named_modules()]
+    found = [each for each in config.target_modules if any(f".{name}".endswith(f".{each}") for name in names)]
+    if not found:
+        raise _misfit(f"{list(config.target_modules)} names no module of the critic's body")
+    return found
 
 
 def continue_adapter(model: nn.Module, config: LoraConfig, folder: Path) -> nn.Module:
@@ -66,7 +125,7 @@ def _check_names(model: nn.Module, targets: list[str]) -> None:
     """peft is content when one of the names is there."""
     modules = [name for name, _ in model.named_modules()]
     for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in modules):
+        if not any(f".{name}".endswith(f".{target}") for name in modules):
             raise _misfit(f"no module of this model is called {target!r}")
 
 

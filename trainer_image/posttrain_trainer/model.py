@@ -65,19 +65,29 @@ def count(model: nn.Module) -> Counts:
 def build_module(config: TrainerConfig, prepared: Prepared) -> nn.Module:
     """What the engine runs, in fp32 on the CPU: the policy's scorer, or the reward model; with its adapter under LoRA,
     and the frozen layers below it in 4 bits where the job says so. TrainerFailure where the model cannot be used."""
-    reward = config.stage == "RewardModel"
+    adapted = build_language_model(config, prepared)
+    return ScoreModel(adapted) if config.stage == "RewardModel" else Scorer(adapted, temperature(config))
+
+
+def build_language_model(config: TrainerConfig, prepared: Prepared) -> Any:
+    """What `build_module` wraps: a transformers model, or peft's around it."""
     model = load_start(config, prepared)
     store(config, prepared, model)
     adapted = _adapted(config, prepared, model)
     if prepared.resolved.gradient_checkpointing:
-        checkpoint_layers(model)
-    return ScoreModel(adapted) if reward else Scorer(adapted)
+        checkpoint_layers(model)  # peft, when it finds it on, asks for gradients of the inputs too
+    return adapted
 
 
 def store(config: TrainerConfig, prepared: Prepared, model: Any) -> None:
     """Puts the layers that an adapter will freeze into 4 bits, where the job says so."""
     if nf4.asked(config):
         nf4.quantize(model, torch.bfloat16 if prepared.resolved.precision == "BF16" else torch.float32)
+
+
+def temperature(config: TrainerConfig) -> float:
+    """What logits are divided by. In stage RL the policy is the distribution that is sampled from; elsewhere 1."""
+    return config.rollout.temperature if config.stage == "RL" else 1.0
 
 
 def checkpoint_layers(model: Any) -> None:

@@ -39,6 +39,12 @@ class Prepared(Model):
     """As `model_digest`, of the reference."""
     reference_adapters: tuple[PreparedAdapter, ...] = ()
     """Of `reference.adapters`, oldest first."""
+    critic_dir: str | None = None
+    """Folder of PPO's critic: `critic.source`, or the reward model that it begins as; None: it begins as the policy."""
+    critic_digest: str | None = None
+    """As `model_digest`, of the critic."""
+    critic_adapters: tuple[PreparedAdapter, ...] = ()
+    """Of the critic, oldest first."""
     tokenizer_dir: str
     train_dir: str
     eval_dir: str | None = None

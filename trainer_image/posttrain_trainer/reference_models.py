@@ -6,16 +6,14 @@ forward, never between that and its backward: with gradient checkpointing the ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor
 
-from posttrain_trainer.engine import Engine, FrozenEngine
+from posttrain_trainer.engine import Engine, FrozenEngine, Trained
+from posttrain_trainer.lora import adapter_scope
 from posttrain_trainer.microbatch import MicroBatch
 from posttrain_trainer.reference import with_reference
 
@@ -26,21 +24,32 @@ class AdapterOff:
 
     engine: Engine
 
+    def logp(self, micro: MicroBatch) -> Tensor:
+        """[n] fp32 of the counted tokens. By the engine itself: past it, ZeRO-3 would miss its hooks."""
+        with adapter_scope(self.engine.module, None):
+            logp: Tensor = _still(self.engine, micro)[0]
+        return logp
+
     def attach(self, micro: MicroBatch) -> MicroBatch:
-        """One more forward of the engine itself: past it, ZeRO-3 would miss its hooks."""
-        with adapters_off(self.engine.module):
-            return _scored(self.engine, micro)
+        """One more forward."""
+        return with_reference(micro, micro.by_sequence(self.logp(micro)))
 
 
 @dataclass(frozen=True)
 class Untrained:
-    """The policy's own engine as it is. It is the starting policy before the first step only: to fill a cache."""
+    """The policy's own engine as it is: the starting policy before the first step, the old one before a step's
+    updates."""
 
     engine: Engine
 
+    def logp(self, micro: MicroBatch) -> Tensor:
+        """[n] fp32 of the counted tokens."""
+        logp: Tensor = said(self.engine, micro)[0]
+        return logp
+
     def attach(self, micro: MicroBatch) -> MicroBatch:
         """One forward."""
-        return _scored(self.engine, micro)
+        return with_reference(micro, micro.by_sequence(self.logp(micro)))
 
 
 @dataclass(frozen=True)
@@ -49,32 +58,27 @@ class FrozenModel:
 
     engine: FrozenEngine
 
+    def logp(self, micro: MicroBatch) -> Tensor:
+        """[n] fp32 of the counted tokens."""
+        logp: Tensor = self.engine.forward(micro)[0]
+        return logp
+
     def attach(self, micro: MicroBatch) -> MicroBatch:
         """One forward of the second model."""
-        return with_reference(micro, micro.by_sequence(self.engine.forward(micro)[0]))
+        return with_reference(micro, micro.by_sequence(self.logp(micro)))
+
+
+def said(role: Trained, micro: MicroBatch) -> Any:
+    """What a role that learns says of a micro-batch, without gradient and dropout; its mode is as before after it."""
+    with role.scope():
+        return _still(role, micro)
 
 
 @torch.no_grad()
-def _scored(engine: Engine, micro: MicroBatch) -> MicroBatch:
-    """Without dropout; the engine's mode is as before after it."""
-    training = engine.module.training
-    engine.train(False)
+def _still(role: Trained, micro: MicroBatch) -> Any:
+    training = role.module.training
+    role.train(False)
     try:
-        return with_reference(micro, micro.by_sequence(engine.forward(micro)[0]))
+        return role.forward(micro)
     finally:
-        engine.train(training)
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The base alone inside. peft's own switches touch `requires_grad`, and DeepSpeed then drops gradients silently;
-    this one touches nothing else."""
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    before = [layer._disable_adapters for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer, was in zip(layers, before, strict=True):
-            layer._disable_adapters = was
+        role.train(training)
