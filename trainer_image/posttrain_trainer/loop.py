@@ -16,7 +16,7 @@ from typing import Any
 from posttrain_trainer.algorithms.base import Algorithm
 from posttrain_trainer.batching import Feed
 from posttrain_trainer.best import Judge
-from posttrain_trainer.checkpoint import Checkpoints, State, random_state
+from posttrain_trainer.checkpoint import Checkpoints, Saved, State, random_state
 from posttrain_trainer.engine import Engine, non_finite
 from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.metrics import Metrics, Phases, memory_bytes
@@ -41,6 +41,11 @@ class Parts:
     reference: Reference | None = None
     start: StartLoss | None = None
     """Where policy and reference begin as the same model."""
+
+    @property
+    def saved(self) -> Saved:
+        """What a checkpoint holds of the roles that learn."""
+        return self.engine
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class Loop:
         self._parts.recorder.phase("Saving")
         self._parts.recorder.sync()
         with self._phases.measure("checkpoint"):
-            saved = self._parts.checkpoints.save(self._parts.engine, self.state, generators)
+            saved = self._parts.checkpoints.save(self._parts.saved, self.state, generators)
         self._parts.recorder.checkpoint(saved, self.state.best)
         self._parts.recorder.phase("Training")
         self._saved_at = time.monotonic()

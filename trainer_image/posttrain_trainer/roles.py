@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posttrain_trainer.engine import Engine, MakeOptimizer, StepInfo, parameter_groups
+from posttrain_trainer.checkpoint import Saved
+from posttrain_trainer.engine import Engine, MakeOptimizer, StepInfo, Trained, parameter_groups
 from posttrain_trainer.engine_config import EngineSettings
 from posttrain_trainer.grad_norms import ROLE
 from posttrain_trainer.lora import POLICY
@@ -145,6 +146,11 @@ class Together:
         """What `save` wrote."""
         for engine in self.engines:
             engine.load(folder)
+
+
+def saved_of(engine: Engine, critic: Trained | None) -> Saved:
+    """What a checkpoint holds: the policy's engine, with the critic on it where it is; and the critic's own."""
+    return Together((engine, critic)) if isinstance(critic, Engine) else engine
 
 
 def shared_groups(model: SharedModel, weight_decay: float) -> list[dict[str, Any]]:

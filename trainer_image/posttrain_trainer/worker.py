@@ -74,7 +74,7 @@ class Worker:
         return succeeded(runtime.rank, loop.state.step, success)
 
     def _ready(self, parts: Parts, resolved: Resolved, runtime: Runtime) -> Loop:
-        state = parts.checkpoints.resume(parts.engine)
+        state = parts.checkpoints.resume(parts.saved)
         if state.step > resolved.total_steps:
             raise TrainerFailure(
                 Reason.CHECKPOINT_INCOMPATIBLE,
