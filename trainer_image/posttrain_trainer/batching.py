@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain_trainer.checkpoint import OnlineState
 from posttrain_trainer.microbatch import MicroBatch, collate, dummy
 from posttrain_trainer.sampler import Sampler
-from posttrain_trainer.tokenset import TokenSet
+from posttrain_trainer.steps import Collected, Visit
+from posttrain_trainer.tokenset import TokenSet, TrainingRow
 
 Lengths = NDArray[np.int64]
 """Tokens of each sequence, [rows, arity]."""
@@ -75,21 +78,44 @@ def plan(lengths: Lengths, part: Share) -> list[list[list[int]]]:
 
 
 class Feed:
-    """The training set of one rank, by step."""
+    """The training set of one rank, by step: one update each."""
 
     def __init__(self, tokens: TokenSet, sampler: Sampler, part: Share) -> None:
         self.sampler = sampler
         self._tokens = tokens
         self._part = part
 
+    def collect(self, visit: Visit) -> Collected:
+        """The micro-batches of the step."""
+        with visit.phases.measure("data"):
+            return Collected([self.micros(visit.step)])
+
+    def epoch(self, steps: int, online: OnlineState | None) -> float:
+        """Epochs done after `steps` steps."""
+        return self.sampler.epoch(steps)
+
     def micros(self, step: int) -> list[MicroBatch]:
         """Micro-batches of this rank for `step`; all ranks have equally many."""
-        rows = self.sampler.rows(step)
-        micros = plan(self._tokens.lengths(rows), self._part)[self._part.rank]
-        return [build(self._tokens, [int(rows[number]) for number in micro], self._part) for micro in micros]
+        return micros_of(self._tokens, self.sampler.rows(step), self._part)
 
 
-def build(tokens: TokenSet, rows: Sequence[int], part: Share) -> MicroBatch:
+class Rows(Protocol):
+    """Rows by number: a token set, or the samples of a rollout."""
+
+    def __getitem__(self, row: int) -> TrainingRow: ...
+
+    def lengths(self, rows: NDArray[np.int64] | None = None) -> Lengths:
+        """Tokens of each sequence of these rows (None: of all)."""
+        ...
+
+
+def micros_of(tokens: Rows, rows: NDArray[np.int64], part: Share) -> list[MicroBatch]:
+    """This rank's micro-batches of these rows; all ranks have equally many."""
+    micros = plan(tokens.lengths(rows), part)[part.rank]
+    return [build(tokens, [int(rows[number]) for number in micro], part) for micro in micros]
+
+
+def build(tokens: Rows, rows: Sequence[int], part: Share) -> MicroBatch:
     """The micro-batch of these rows; a dummy, which looks like row 0, where there are none."""
     if not rows:
         return replace(dummy(tokens[0], part.whole, part.packed), numbers=(0,))

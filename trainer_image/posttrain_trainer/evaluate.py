@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -19,6 +20,13 @@ from posttrain_trainer.objective import Tally, local_weights, weights_of
 from posttrain_trainer.reference import Reference
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.tokenset import TokenSet
+
+
+class Evaluation(Protocol):
+    """Measures the policy on the held-out set."""
+
+    def run(self, engine: Engine, stopping: Callable[[], bool]) -> Metrics | None:
+        """Metrics called eval_*; None where `stopping` became true. All ranks call it together."""
 
 
 @dataclass(frozen=True)

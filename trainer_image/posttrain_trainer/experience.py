@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +53,14 @@ class Experience:
         total = np.nansum(self.rewards * np.asarray(self.weights), axis=1)
         return np.where(np.isnan(self.rewards).all(axis=1), np.nan, total)
 
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each sample's numbers begin in a flat array, and its end: int64 [n + 1]."""
+        return np.concatenate([[0], np.cumsum(self.sizes)])
+
     def by_sample(self, flat: Floats) -> list[Floats]:
         """Views of a flat array, one per sample."""
-        return np.split(flat, np.cumsum(self.sizes)[:-1])
+        return np.split(flat, self.offsets[1:-1])
 
     def spread(self, values: NDArray[np.float64] | NDArray[np.float32]) -> Floats:
         """One number per sample [n] → one per token."""
@@ -64,13 +70,26 @@ class Experience:
         """With further numbers by token."""
         return replace(self, each={**self.each, **each})
 
+    def only(self, chosen: NDArray[np.int64]) -> Experience:
+        """These samples, their groups counted from 0."""
+        parts = {name: self.by_sample(flat) for name, flat in self.each.items()}
+        return replace(
+            self,
+            prompts=tuple(self.prompts[row] for row in chosen),
+            completions=tuple(self.completions[row] for row in chosen),
+            ended=self.ended[chosen],
+            group=np.unique(self.group[chosen], return_inverse=True)[1],
+            rewards=self.rewards[chosen],
+            each={name: np.concatenate([part[row] for row in chosen] or [_EMPTY]) for name, part in parts.items()},
+        )
+
     def __getitem__(self, row: int) -> TrainingRow:
         """Prompt and completion, the completion's tokens counted."""
         prompt, completion = self.prompts[row], self.completions[row]
-        start = int(self.sizes[:row].sum())
+        start, stop = self.offsets[row], self.offsets[row + 1]
         mask = np.zeros(len(prompt) + len(completion), dtype=np.uint8)
         mask[len(prompt) :] = 1
-        numbers = {name: flat[start : start + len(completion)] for name, flat in self.each.items()}
+        numbers = {name: flat[start:stop] for name, flat in self.each.items()}
         return TrainingRow((Example(np.concatenate([prompt, completion]), mask, numbers),), {})
 
     def lengths(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
@@ -79,14 +98,18 @@ class Experience:
         return (whole if rows is None else whole[rows])[:, None]
 
 
+_EMPTY: Floats = np.empty(0, dtype=np.float32)
+
+
 def joined(parts: Sequence[Experience]) -> Experience:
-    """Of one rollout in several parts, whose groups are different ones already."""
+    """Of one rollout in several parts; the groups of a later part are counted on."""
+    firsts = np.cumsum([0, *(len(np.unique(part.group)) for part in parts)])
     names = parts[0].each.keys()
     return Experience(
         prompts=tuple(prompt for part in parts for prompt in part.prompts),
         completions=tuple(tokens for part in parts for tokens in part.completions),
         ended=np.concatenate([part.ended for part in parts]),
-        group=np.concatenate([part.group for part in parts]),
+        group=np.concatenate([part.group + first for part, first in zip(parts, firsts, strict=False)]),
         rewards=np.concatenate([part.rewards for part in parts]),
         weights=parts[0].weights,
         each={name: np.concatenate([part.each[name] for part in parts]) for name in names},

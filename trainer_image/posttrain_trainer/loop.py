@@ -1,31 +1,32 @@
-"""The one loop of every stage: rows → micro-batches → gradient → step → measure → evaluate → save.
+"""The one loop of every stage: collect → updates → measure → evaluate → save.
 
-Called by the worker. Each term of the loss is a sum that is divided once by its weight over all micro-batches and
-ranks of the step, so the update depends neither on how rows are cut nor on how many ranks there are. Ranks agree
-before each micro-batch whether to stop: then the half-done step is dropped and the state before it is saved. The
-loop knows no objective and no DeepSpeed.
+Called by the worker. Ranks agree before each micro-batch, and in a rollout, whether to stop: then the half-done step
+is dropped and the state before it is saved. Once a step has changed the weights it is finished first: there is no way
+back to the state before it. The loop knows no objective and no DeepSpeed.
 """
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain_trainer.algorithms.base import Algorithm
-from posttrain_trainer.batching import Feed
 from posttrain_trainer.best import Judge
 from posttrain_trainer.checkpoint import Checkpoints, Saved, State, random_state
-from posttrain_trainer.engine import Engine, non_finite
-from posttrain_trainer.evaluate import Evaluator
+from posttrain_trainer.engine import Engine
+from posttrain_trainer.evaluate import Evaluation
+from posttrain_trainer.learner import Learner
 from posttrain_trainer.metrics import Metrics, Phases, memory_bytes
-from posttrain_trainer.microbatch import MicroBatch
-from posttrain_trainer.objective import StartLoss, Tally, Weights, local_weights, scaled, weights_of
+from posttrain_trainer.objective import StartLoss
 from posttrain_trainer.recorder import Recorder
 from posttrain_trainer.reference import Reference
+from posttrain_trainer.roles import saved_of
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.schedule import Schedule
+from posttrain_trainer.steps import Collected, Source, Visit
+from posttrain_trainer.update import Updated, Updater
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,29 @@ class Parts:
     """What the loop drives."""
 
     engine: Engine
-    feed: Feed
+    feed: Source
     algorithm: Algorithm
     checkpoints: Checkpoints
     recorder: Recorder
-    evaluator: Evaluator | None = None
+    evaluator: Evaluation | None = None
     reference: Reference | None = None
     start: StartLoss | None = None
     """Where policy and reference begin as the same model."""
+    critic: Learner | None = None
+    """Learns beside the policy."""
+    policy_idle_steps: int = 0
+    """Steps in which only the critic learns."""
+
+    @property
+    def learners(self) -> tuple[Learner, ...]:
+        """The policy first."""
+        policy = Learner("policy", self.engine, self.algorithm, idle_steps=self.policy_idle_steps)
+        return (policy,) if self.critic is None else (policy, self.critic)
 
     @property
     def saved(self) -> Saved:
         """What a checkpoint holds of the roles that learn."""
-        return self.engine
+        return saved_of(self.engine, None if self.critic is None else self.critic.engine)
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class Loop:
         self._course = course
         self._runtime = runtime
         self._phases = Phases()
+        self._updater = Updater(parts.learners, parts.reference, runtime, self._phases)
         self._saved_at = time.monotonic()
 
     @property
@@ -93,56 +105,36 @@ class Loop:
         return True
 
     def _train(self) -> bool:
-        """One optimizer step; False where it was dropped."""
+        """The updates of one step; False where it was dropped."""
         parts, step, start = self._parts, self.state.step, time.perf_counter()
-        with self._phases.measure("data"):
-            micros = parts.feed.micros(step)
-        weights, tokens = self._count(micros)
-        tally = Tally(parts.algorithm)
-        for micro in micros:
-            if self._stopping():
-                return False
-            compared = self._compared(micro.to(self._runtime.device))
-            with self._phases.measure("forward_backward"):
-                losses = tally.add(parts.engine.forward(compared), compared)
-                parts.engine.backward(scaled(losses, parts.algorithm.terms, weights, self._runtime.ranks))
-        with self._phases.measure("optimizer"):
-            parts.engine.set_learning_rate(self._course.schedule.rate(step))
-            info = parts.engine.step()
-        metrics = {"grad_norm": info.grad_norm, "learning_rate": self._course.schedule.rate(step)}
-        metrics = {**self._reduce(tally, weights), **metrics}
+        collected = parts.feed.collect(Visit(step, self.state.online, self._phases, self._stopping))
+        updates = None if collected is None else self._updates(collected, step)
+        if collected is None or updates is None:
+            return False
+        metrics = {**_mean(updates), "learning_rate": self._course.schedule.rate(step), **collected.metrics}
         if step == 0 and parts.start is not None:
             parts.start.check(metrics)
+        parts.recorder.slowest_rank = updates[-1].slowest
+        tokens = sum(update.tokens for update in updates) if collected.tokens is None else float(collected.tokens)
+        self.state = replace(self.state, online=collected.online)
         self._advance(metrics, tokens, time.perf_counter() - start)
         return True
 
-    def _count(self, micros: list[MicroBatch]) -> tuple[Weights, float]:
-        """N of each term, and tokens: over all micro-batches and ranks, in one small all-reduce."""
-        local = local_weights(self._parts.algorithm, micros)
-        *sums, tokens = self._runtime.control.sum([*local, sum(micro.tokens for micro in micros)])
-        return weights_of(self._parts.algorithm, sums), tokens
-
-    def _compared(self, micro: MicroBatch) -> MicroBatch:
-        """With what the reference says of it, where there is one."""
-        if self._parts.reference is None:
-            return micro
-        with self._phases.measure("reference"):
-            return self._parts.reference.attach(micro)
-
-    def _reduce(self, tally: Tally, weights: Weights) -> Metrics:
-        """Loss and the algorithm's metrics over all ranks; also which rank was the slowest."""
-        busy = [0.0] * self._runtime.ranks
-        busy[self._runtime.rank] = sum(map(self._phases.seconds, ("data", "reference", "forward_backward")))
-        metrics, busy = tally.reduce(self._runtime.control, weights, busy)
-        self._parts.recorder.slowest_rank = busy.index(max(busy))
-        if not math.isfinite(metrics["loss"]):
-            raise non_finite("the loss")
-        return metrics
+    def _updates(self, collected: Collected, step: int) -> list[Updated] | None:
+        """None where the ranks agreed to stop before the first one was applied."""
+        done: list[Updated] = []
+        for micros in collected.updates:
+            stopping = None if done else self._stopping
+            update = self._updater.run(micros, step, self._course.schedule.rate(step), stopping)
+            if update is None:
+                return None
+            done.append(update)
+        return done
 
     def _advance(self, metrics: Metrics, tokens: float, seconds: float) -> None:
         step, total = self.state.step + 1, self.state.tokens + int(tokens)
         metrics |= {
-            "epoch": self._parts.feed.sampler.epoch(step),
+            "epoch": self._parts.feed.epoch(step, self.state.online),
             "num_tokens": float(total),
             "step_time": seconds,
             "tokens_per_second": tokens / seconds,
@@ -168,7 +160,7 @@ class Loop:
 
     def _evaluation_missing(self) -> bool:
         step, every = self.state.step, self._course.eval_every_steps
-        if self._parts.evaluator is None or self.state.metrics is None or "eval_loss" in self.state.metrics:
+        if self._parts.evaluator is None or self.state.metrics is None or _evaluated(self.state.metrics):
             return False
         return step == self._course.total_steps or (every is not None and step % every == 0)
 
@@ -208,3 +200,14 @@ class Loop:
 def _times_last(metrics: Metrics) -> Metrics:
     """Where a report has no room for all, the times of phases are what is left out."""
     return dict(sorted(metrics.items(), key=lambda item: item[0].startswith("time/")))
+
+
+def _mean(updates: Sequence[Updated]) -> Metrics:
+    """Of each metric over the updates of a step that have it."""
+    names = dict.fromkeys(name for update in updates for name in update.metrics)
+    found = {name: [update.metrics[name] for update in updates if name in update.metrics] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _evaluated(metrics: Metrics) -> bool:
+    return any(name.startswith("eval_") for name in metrics)

@@ -51,7 +51,10 @@ class Sampler:
         """Row indices of `step` (from 0), int64 [batch size, or less in the last step]. IndexError past the end."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
-        positions = np.arange(step * self.batch_size, self.consumed(step + 1))
+        return self.at(np.arange(step * self.batch_size, self.consumed(step + 1)))
+
+    def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row indices at these places of the order, which never ends. int64, as many."""
         if all(part.rows == part.taken for part in self.parts):
             return row_at(positions, self.size, self.seed)
         return mixed_at(positions, self.parts, self.seed)
