@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +27,8 @@ from posttrain_trainer.prepare_data import Opened, open_sources, texts, token_se
 from posttrain_trainer.prepare_paths import Paths
 from posttrain_trainer.prepared import MANIFEST, Prepared, read_manifest, write_manifest
 from posttrain_trainer.record import ENV_ATTEMPT, PREPARE, failed, write_end
-from posttrain_trainer.resolve import Facts, resolve
+from posttrain_trainer.resolve import Facts, resolve, second_reference
+from posttrain_trainer.scoring_models import ScoringModels, scoring_models
 
 _log = logging.getLogger("posttrain.prepare")
 
@@ -92,8 +94,9 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
     opened = open_sources(config, paths)
     model = _model(config, paths, fetcher, opened)
     reference = reference_model(config, fetcher, model)
-    sets = token_sets(config, paths, opened, model)
-    facts = Facts(sets.rows, model.parameters, memory, model.revision)
+    scoring = scoring_models(config, fetcher, model)
+    sets = token_sets(config, paths, opened, _shortest(model, reference, *scoring.all))
+    facts = Facts(sets.rows, model.parameters, memory, model.revision, **_others(config, model, reference, scoring))
     return Prepared(
         config_digest=digest,
         model_dir=str(model.folder),
@@ -102,10 +105,12 @@ def _prepare(config: TrainerConfig, paths: Paths, digest: str) -> Prepared:
         reference_dir=str(reference.folder) if reference else None,
         reference_digest=reference.digest if reference else None,
         reference_adapters=reference.adapters if reference else (),
+        **scoring.manifest(),
         tokenizer_dir=str(paths.attempt / "tokenizer"),
         train_dir=str(paths.attempt / "train"),
         eval_dir=str(paths.attempt / "eval") if sets.evaluation else None,
         data_digest=sets.train.digest,
+        stop_tokens=sets.stops,
         data_report=sets.train.report,
         eval_report=sets.evaluation.report if sets.evaluation else None,
         resolved=resolve(config, facts),
@@ -117,6 +122,25 @@ def _model(config: TrainerConfig, paths: Paths, fetcher: Fetcher, opened: Opened
     if scratch is None:
         return starting_model(config, fetcher)
     return scratch_model(scratch, paths.attempt / "model", fetcher, lambda: texts(opened.train))
+
+
+def _shortest(model: StartModel, *others: StartModel | None) -> StartModel:
+    """The model with the positions of whichever of all has the fewest: they read the same sequences."""
+    found = [each.positions for each in (model, *others) if each is not None and each.positions is not None]
+    return replace(model, positions=min(found, default=None))
+
+
+def _others(
+    config: TrainerConfig, model: StartModel, reference: StartModel | None, scoring: ScoringModels
+) -> dict[str, int]:
+    """Parameters of the models beside the one that is trained, as `Facts` names them. Roughly: what a model of a folder
+    has counts once for each use of it."""
+    frozen = sum(each.parameters for each in scoring.rewards.values())
+    if second_reference(config):
+        frozen += (reference or model).parameters
+    critic = config.critic if config.algorithm == "PPO" else None
+    own = 0 if critic is None or critic.shared else (scoring.critic or model).parameters
+    return {"frozen": frozen, "critic": own}
 
 
 def _accelerator_memory(config: TrainerConfig) -> int | None:

@@ -28,6 +28,7 @@ from posttrain_trainer.mixture import epoch_rows, parts_of
 from posttrain_trainer.model_files import folder_digest
 from posttrain_trainer.model_start import StartModel
 from posttrain_trainer.prepare_paths import Paths
+from posttrain_trainer.resolve import rows_per_step
 from posttrain_trainer.stops import generation_config_of, stops
 from posttrain_trainer.token_cache import TokenCache, root_of, source_facts
 
@@ -155,9 +156,7 @@ def _stops(config: TrainerConfig, model: StartModel, chat: bool) -> tuple[int, .
 
 def _epoch_rows(config: TrainerConfig, train: build.Built) -> int:
     rows = epoch_rows(parts_of(config.data.train, train.sources))
-    field, batch = "training.batchSize", config.training.batch_size
-    if config.stage == "RL":
-        field, batch = "rollout.batchSize", config.rollout.batch_size
+    field, batch = "rollout.batchSize" if config.stage == "RL" else "training.batchSize", rows_per_step(config)
     if rows < batch:
         _log.warning("an epoch has %d rows, %s is %d: a step has rows of several epochs", rows, field, batch)
     return rows

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from posttrain_api.base import Model
 from posttrain_api.records import DataReport, Resolved
 from posttrain_trainer.checkpoint_files import replace_json
@@ -20,6 +22,15 @@ class PreparedAdapter(Model):
 
     dir: str
     digest: str
+    revision: str | None = None
+
+
+class PreparedModel(Model):
+    """A model that the job asks beside the one it trains. `digest`: as `model_digest`; adapters oldest first."""
+
+    dir: str
+    digest: str
+    adapters: tuple[PreparedAdapter, ...] = ()
     revision: str | None = None
 
 
@@ -45,11 +56,15 @@ class Prepared(Model):
     """As `model_digest`, of the critic."""
     critic_adapters: tuple[PreparedAdapter, ...] = ()
     """Of the critic, oldest first."""
+    reward_models: dict[str, PreparedModel] = Field(default_factory=dict)
+    """By the reward's name, of rewards that are models."""
     tokenizer_dir: str
     train_dir: str
     eval_dir: str | None = None
     data_digest: str
     """Over the token sets: a checkpoint made on other data is refused by it."""
+    stop_tokens: tuple[int, ...] = ()
+    """Token ids that end a completion, of stage RL."""
     data_report: DataReport
     eval_report: DataReport | None = None
     resolved: Resolved

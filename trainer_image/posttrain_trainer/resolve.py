@@ -24,19 +24,21 @@ STATE_BYTES = 16
 
 @dataclass(frozen=True)
 class Facts:
-    """`rows` of an epoch; `parameters` 0 where unknown; `memory` of one accelerator in bytes, None on a
-    CPU.
+    """`rows` of an epoch; `parameters` of the model that is trained, 0 where unknown; `memory` of one accelerator in
+    bytes, None on a CPU; `frozen`: parameters of models that are only asked, `critic`: of a second one that is trained.
     """
 
     rows: int
     parameters: int
     memory: int | None
     revision: str | None
+    frozen: int = 0
+    critic: int = 0
 
 
 def resolve(config: TrainerConfig, facts: Facts) -> Resolved:
     """Every Auto settled. Total steps: maxSteps, or the epochs' positions in batches, the last one perhaps smaller."""
-    total = total_steps(config.training, facts.rows)
+    total = total_steps(config, facts.rows)
     return Resolved(
         zero_stage=_zero_stage(config, facts),
         warmup_steps=_warmup(config.training, total),
@@ -49,11 +51,30 @@ def resolve(config: TrainerConfig, facts: Facts) -> Resolved:
     )
 
 
-def total_steps(training: TrainingConfig, size: int) -> int:
+def total_steps(config: TrainerConfig, size: int) -> int:
     """maxSteps if set, else the batches that the epochs' rows fill, the last one perhaps in part (as the sampler
     counts)."""
-    rows = total_rows(size, training.batch_size, training.epochs, training.max_steps)
-    return math.ceil(rows / training.batch_size)
+    batch = rows_per_step(config)
+    return math.ceil(total_rows(size, batch, config.training.epochs, config.training.max_steps) / batch)
+
+
+def rows_per_step(config: TrainerConfig) -> int:
+    """Rows of the set in a step: a step of stage RL is a rollout with all its updates."""
+    return config.rollout.batch_size if config.stage == "RL" else config.training.batch_size
+
+
+def asks_reference(config: TrainerConfig) -> bool:
+    """Whether the reference policy is asked while the job trains: where a penalty compares with it."""
+    if config.stage == "Preference":
+        return config.algorithm != "SimPO" and not config.preference.cache_reference
+    coefficients = {"PPO": config.ppo.kl_coefficient, "RLOO": config.rloo.kl_coefficient, "GRPO": config.grpo.beta}
+    return config.stage == "RL" and coefficients[str(config.algorithm)] > 0
+
+
+def second_reference(config: TrainerConfig) -> bool:
+    """Whether it is a model of its own in memory: below a new adapter the policy's frozen base serves."""
+    own = config.reference is None and config.lora is not None and not config.lora.continue_adapter
+    return asks_reference(config) and not (config.tuning == "LoRA" and own)
 
 
 def _warmup(training: TrainingConfig, total: int) -> int:
@@ -80,8 +101,8 @@ def _zero_stage(config: TrainerConfig, facts: Facts) -> int:
         return 0 if plain and world == 1 else 2
     if config.lora is not None and config.lora.quantization is not None:
         return 2  # 3 cannot hold such a base, and less of it would not be worth sharding
-    weights = BYTES[config.training.precision] * facts.parameters
+    weights = BYTES[config.training.precision] * (facts.parameters + facts.frozen + facts.critic)
     if config.tuning == "LoRA":
         return 2 if weights <= BASE_SHARE * facts.memory else 3
-    state = 0 if config.deepspeed.offload_optimizer else STATE_BYTES * facts.parameters / world
+    state = 0 if config.deepspeed.offload_optimizer else STATE_BYTES * (facts.parameters + facts.critic) / world
     return 2 if weights + state <= STATE_SHARE * facts.memory else 3
