@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepare_kit import small_tokenizer
@@ -13,7 +14,7 @@ from prepare_kit import small_tokenizer
 from posttrain_api.reasons import Reason
 from posttrain_trainer.data.fit import TOO_LONG, Encoded, Limits, TooLongPolicy, fit_document
 from posttrain_trainer.data.messages import RowRefused
-from posttrain_trainer.data.rows import Chat, Pair, Parsed, Text
+from posttrain_trainer.data.rows import Chat, Comparison, Pair, Parsed, Text
 from posttrain_trainer.data.schema import LossOn
 from posttrain_trainer.data.tokenise import Tokeniser
 from posttrain_trainer.data.vocabulary import Vocabulary
@@ -102,6 +103,17 @@ def test_stop_token_is_the_templates_own() -> None:
     assert words.stop != words.eos
 
 
+@pytest.mark.parametrize("row", [Text("\u200b"), Pair("", "\u200b"), Comparison(Pair("", "a"), Pair("", "\u200b"))])
+def test_a_text_without_tokens_is_refused(row: Parsed) -> None:
+    """It would be a sequence of EOS alone, with nothing to learn, and an empty line where sequences are packed."""
+    tokenizer = small_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Replace("\u200b", "")
+    refused = encode(row, Vocabulary(tokenizer, "test"))
+    assert isinstance(refused, RowRefused)
+    assert refused.reason == "NothingCounted"
+    assert "1 tokens and none of them is counted" in refused.detail
+
+
 def test_pad_equal_to_eos_still_learns_eos() -> None:
     words = vocabulary(pad_is_eos=True)
     for row in (Pair("what", "this"), Chat((user("what"),), answer("this"))):
@@ -109,14 +121,14 @@ def test_pad_equal_to_eos_still_learns_eos() -> None:
         assert (tokens[-1], mask[-1]) == (words.eos, 1)
 
 
-@given(st.integers(1, 60), st.integers(2, 20))
+@given(st.integers(2, 60), st.integers(2, 20))
 def test_split_counts_every_target_once(count: int, length: int) -> None:
     tokens = list(range(count))
     windows = [row.examples[0] for row in fit_document(tokens, Limits(length, "Split")).rows]
     targets = [int(t) for window in windows for t, counted in zip(window.tokens, window.mask, strict=True) if counted]
     assert targets == tokens[1:]
     assert all(len(window.tokens) <= length and not window.mask[0] for window in windows)
-    assert all(window.mask.sum() for window in windows[1:])
+    assert all(window.mask.sum() for window in windows)
 
 
 def test_document_ends_with_one_eos() -> None:

@@ -92,6 +92,7 @@ def _fit_one(marked: Marked, limits: Limits) -> tuple[Example, bool]:
             TOO_LONG, f"the prompt has {prompt} tokens, the limit is {limits.max_prompt_length} (data.maxPromptLength)"
         )
     if count <= limits.max_length:
+        _require_counted(marked.mask)
         return _example(marked.tokens, marked.mask), False
     if limits.too_long != "Truncate":
         raise _too_long(count, limits)
@@ -121,6 +122,7 @@ def fit_document(tokens: Ids, limits: Limits) -> Encoded:
     """All tokens but the first are targets. Split: windows that overlap by one token, so each is a target once."""
     length = limits.max_length
     if len(tokens) <= length:
+        _require_counted(_mask(len(tokens), 1))
         return _documents([tokens])
     if limits.too_long == "Truncate":
         return _documents([tokens[:length]], cut=True)
@@ -146,6 +148,15 @@ def _mask(length: int, start: int) -> NDArray[np.uint8]:
 
 def _example(tokens: Ids, mask: NDArray[np.uint8]) -> Example:
     return Example(np.asarray(tokens, dtype=np.int32), mask)
+
+
+def _require_counted(mask: NDArray[np.uint8]) -> None:
+    """A tokenizer may make nothing of a text that is not empty: of spaces without width, of control characters."""
+    if not mask.any():
+        raise RowRefused(
+            "NothingCounted",
+            f"{len(mask)} tokens and none of them is counted: the tokenizer makes nothing of the text to be learned",
+        )
 
 
 def _too_long(count: int, limits: Limits) -> RowRefused:
