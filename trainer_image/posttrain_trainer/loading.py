@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.adapters import merge_adapters
+from posttrain_trainer.adapters import merge_adapters, read_adapter
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.score_model import HEAD, ScoreHead, check_scores, pad_token, set_head
 from posttrain_trainer.scorer import check_head
@@ -49,6 +49,18 @@ def load_reward(folder: ModelFolder, tokenizer: Path, seed: int) -> Any:
     set_head(model, seed, draw=head in (info.get("missing_keys") or ()))
     model = merge_adapters(model, folder.adapters)
     set_pad_token(model, tokenizer)
+    check_scores(model)
+    return model
+
+
+def load_scores(folder: ModelFolder) -> Any:
+    """A reward model that scores and never learns: its head is its own or comes with an adapter.
+    TrainerFailure(ModelIncompatible)."""
+    model, info = _read(transformers.AutoModelForSequenceClassification, folder, num_labels=1)
+    brought = any(read_adapter(adapter, str(adapter)).scores for adapter in folder.adapters)
+    _check_complete(folder.path, info, drawn=(f"{HEAD}.weight",) if brought else ())
+    set_head(model, 0, draw=False)
+    model = merge_adapters(model, folder.adapters)
     check_scores(model)
     return model
 
