@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ import transformers
 from trainer_kit import VOCABULARY, Shape
 
 from posttrain_trainer.engine_config import EngineSettings
-from posttrain_trainer.microbatch import collate
+from posttrain_trainer.microbatch import MicroBatch, collate
 from posttrain_trainer.rollout.base import Request, Sample, Sampling, seed_of
 from posttrain_trainer.runtime import Control
 from posttrain_trainer.scorer import Scorer
@@ -31,6 +31,9 @@ class Bare:
     settings: EngineSettings = field(default_factory=lambda: EngineSettings(0, 0.0))
 
     def gathered(self, parameters: Any) -> Any:
+        return nullcontext()
+
+    def scope(self) -> Any:
         return nullcontext()
 
 
@@ -70,27 +73,30 @@ def tokens_of(samples: Sequence[Sample] | None) -> list[list[int]]:
     return [sample.tokens.tolist() for sample in samples]
 
 
-def trained(engine: Any, asked: Sequence[Request], samples: Sequence[Sample], temperature: float = 1.0) -> np.ndarray:
-    """log p of every sampled token, as the trainer computes it, in one line."""
+def micro_of(asked: Sequence[Request], samples: Sequence[Sample]) -> MicroBatch:
+    """Prompts and samples as a micro-batch of the trainer; the samples count."""
     rows = []
     for request, sample in zip(asked, samples, strict=True):
         tokens = np.concatenate([request.prompt, sample.tokens])
         mask = np.concatenate([np.zeros(len(request.prompt)), np.ones(len(sample.tokens))]).astype(np.uint8)
         rows.append(TrainingRow((Example(tokens, mask),), {}))
-    micro = collate(rows)
+    return collate(rows)
+
+
+def trained(engine: Any, asked: Sequence[Request], samples: Sequence[Sample]) -> np.ndarray:
+    """log p of every sampled token, as the trainer computes it, in one line. Without dropout."""
     scorer = engine.module
-    assert temperature == 1.0 or isinstance(scorer, Scorer)
+    mode = scorer.training
+    scorer.eval()
     with torch.no_grad():
-        logp = scorer(*scorer.inputs(micro))[0]
+        logp = scorer(*scorer.inputs(micro_of(asked, samples)))[0]
+    scorer.train(mode)
     return np.asarray(logp)
 
 
 def joined(samples: Sequence[Sample]) -> np.ndarray:
     return np.concatenate([sample.logprobs for sample in samples])
 
-
-Make = Callable[[Any], Any]
-"""From an engine to a rollout engine."""
 
 PLAIN = Sampling(max_new_tokens=16, stops=(1,))
 GREEDY = Sampling(max_new_tokens=16, top_k=1, stops=(1,))

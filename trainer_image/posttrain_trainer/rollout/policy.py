@@ -28,12 +28,14 @@ def lent(engine: Engine) -> Iterator[Any]:
     model = causal_lm(lm)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(engine.scope())
         stack.enter_context(_generators())
         stack.enter_context(_evaluating(lm))
         if engine.settings.zero_stage == 3:
             stack.enter_context(_without_hooks(lm))
         stack.enter_context(engine.gathered(lm.parameters()))
         stack.enter_context(_plain_attention(model))
+        stack.enter_context(_exact_head(model.get_output_embeddings()))
         yield model
 
 
@@ -81,3 +83,19 @@ def _plain_attention(model: Any) -> Iterator[None]:
     finally:
         if model.config._attn_implementation != before:
             model.set_attn_implementation(before)
+
+
+@contextmanager
+def _exact_head(head: Any) -> Iterator[None]:
+    """Logits in fp32 whatever the type of the weights, as training's head makes them: rounded to bf16 they are a part
+    of the difference between the two log-probabilities of a token that can be had for a copy of the weight."""
+    if head.weight.dtype == torch.float32 or type(head).forward is not nn.Linear.forward:
+        yield
+        return
+    before, weight = head.forward, head.weight.float()
+    bias = None if head.bias is None else head.bias.float()
+    head.forward = lambda hidden: nn.functional.linear(hidden.float(), weight, bias)
+    try:
+        yield
+    finally:
+        head.forward = before
