@@ -181,6 +181,7 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
     "best not kept": {**EVAL, "spec.evaluation": {"keepBest": False}},
     "weighted": {"spec.data.train": [{"uri": "pvc://a/b", "weight": 0.5}, {"uri": "pvc://a/c", "weight": 2}]},
     "short prompts": {"spec.data.maxPromptLength": 10, "spec.data.maxLength": 11},
+    "short prompts, the answer counted": {"spec.data.maxPromptLength": 10, "spec.data.lossOn": "Completion"},
     "short prompts of pairs": {**PREFERENCE, "spec.data.maxPromptLength": 10},
     "all turns": {"spec.data.lossOn": "Assistant"},
     "loss as the stage says": {**PREFERENCE, "spec.data.lossOn": "Auto"},
@@ -271,6 +272,15 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
         {"spec.data.maxPromptLength": 9, "spec.data.maxLength": 9},
         "spec.data.maxPromptLength",
         "must be less than maxLength",
+    ),
+    *(
+        Refused(
+            f"prompts with loss on {loss_on}",
+            {"spec.data.maxPromptLength": 9, "spec.data.lossOn": loss_on},
+            "spec.data.maxPromptLength",
+            "means nothing with lossOn Assistant or All",
+        )
+        for loss_on in ("Assistant", "All")
     ),
     Refused("algorithm in sft", {"spec.algorithm": "DPO"}, "spec.algorithm", _PREFERENCE_ONLY),
     Refused("algorithm of a reward model", {**REWARD, "spec.algorithm": "IPO"}, "spec.algorithm", _PREFERENCE_ONLY),

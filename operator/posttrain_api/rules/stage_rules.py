@@ -49,6 +49,13 @@ STAGE_RULES: tuple[Rule, ...] = (
     _only(("Pretrain", "SFT"), "data.lossOn", "leave it out: the answers count", ("All",)),
     _only(("SFT", *PAIRED), "model.chatTemplate", "leave it out: pre-training reads plain text"),
     _only(("SFT", *PAIRED), "data.maxPromptLength", "leave it out: a plain text has no prompt"),
+    excludes(
+        "spec.data",
+        ".maxPromptLength",
+        "has(self.maxPromptLength) && has(self.lossOn) && self.lossOn in ['Assistant', 'All']",
+        lambda data: has(data, "maxPromptLength") and get(data, "lossOn") in ("Assistant", "All"),
+        ("means nothing with lossOn Assistant or All", "remove it: no prompt is set apart there, maxLength holds"),
+    ),
     _only(("Preference",), "algorithm", "remove it: the stage has one loss"),
     _only(("Preference",), "preference", "remove it, or write stage: Preference"),
     _only(("Preference",), "reference", "remove it: nothing is compared with another model here"),

@@ -118,7 +118,8 @@ class Data(SpecModel):
         "Longest sequence, prompt and answer together", unit="tokens", default="2048", example=1024, ge=8, le=1048576
     )
     max_prompt_length: int | None = optional(
-        "Longest prompt; a row with a longer one is treated as tooLong says (not for stage Pretrain)",
+        "Longest prompt; a row with a longer one is too long, and is never cut to it (not for stage Pretrain, nor with "
+        "lossOn Assistant or All)",
         unit="tokens",
         default="no limit but maxLength",
         example=512,

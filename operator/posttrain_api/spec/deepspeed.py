@@ -119,7 +119,8 @@ class DeepSpeed(SpecModel):
     )
     overrides: Overrides | None = optional(
         "Keys of DeepSpeed's own configuration, laid over the trainer's. Refused are keys that the trainer sets "
-        "itself and keys that DeepSpeed has removed: they are the fields listed here. At most 16 KiB as JSON",
+        "itself and keys that DeepSpeed has removed: they are the fields listed here; and any other key at the top "
+        "that nothing reads. At most 16 KiB as JSON",
         default="none",
         example={"zero_optimization": {"reduce_bucket_size": 50000000}},
     )
