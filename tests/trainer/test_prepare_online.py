@@ -20,6 +20,7 @@ from posttrain_api.online import (
     LengthReward,
     ModelReward,
     PPOConfig,
+    PythonReward,
     RewardConfig,
     RLOOConfig,
     RolloutConfig,
@@ -118,7 +119,7 @@ def test_a_job_is_prepared(tmp_path: Path, model: Path, caplog: pytest.LogCaptur
     assert prepared.reward_models == {}
     assert (prepared.critic_dir, prepared.critic_digest) == (None, None)
     shown = (Path(prepared.train_dir).parent / "preflight.txt").read_text()
-    assert shown in caplog.text + "\n"
+    assert shown.partition("reward right: ")[0] in caplog.text
     assert "stop tokens: a completion ends with the first of '<|endoftext|>'" in shown
     assert "train.jsonl line 3: " in shown
     assert "prompt: 'what is 2 plus 2? '" in shown
@@ -311,3 +312,25 @@ BILLION = 10**9
 def test_other_models_take_memory(tmp_path: Path, facts: Facts, fields: dict[str, Any], stage: int) -> None:
     config = job(tmp_path, tmp_path / "x", stage="RL", algorithm="PPO", topology=EIGHT, **fields)
     assert resolve(config, facts).zero_stage == stage
+
+
+def test_rewards_are_tried_before_any_rank_starts(tmp_path: Path, model: Path) -> None:
+    prepared = prepare(rl_job(tmp_path, model, questions(20)))
+    lines = (Path(prepared.train_dir).parent / "preflight.txt").read_text().splitlines()
+    assert lines[-1].startswith("reward right: tried on 8 rows with made-up completions, scored 8, mean 1, ")
+
+
+def test_a_reward_that_cannot_work_is_named(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "bad.py").write_text("def score(prompts, completions, level, **columns):\n    return [1.0]\n")
+    bad = RewardConfig(name="mine", python=PythonReward(path=str(tmp_path / "bad.py"), function="score"))
+    failure = failure_of(rl_job(tmp_path, model, questions(8), rewards=(RIGHT, bad)))
+    assert failure.reason is Reason.REWARD_ERROR
+    assert failure.message.startswith("reward 'mine': bad.py raised TypeError")
+
+
+def test_an_answer_that_no_math_reward_reads(tmp_path: Path, model: Path) -> None:
+    rows = [{**row, "answer": "who knows"} for row in questions(8)]
+    right = RewardConfig(name="right", math=ColumnReward(column="answer"))
+    failure = failure_of(rl_job(tmp_path, model, rows, rewards=(right,)))
+    assert failure.reason is Reason.REWARD_ERROR
+    assert "reward 'right': none of 8 rows has an answer in the column 'answer' that can be read" in failure.message

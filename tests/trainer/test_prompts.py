@@ -23,7 +23,7 @@ from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import preflight
 from posttrain_trainer.data.build import Built, OpenSource, build, schema_of
 from posttrain_trainer.data.columns import columns_of
-from posttrain_trainer.data.fit import TOO_LONG, Encoded, Limits
+from posttrain_trainer.data.fit import TOO_LONG, Encoded, Limits, fit_prompt
 from posttrain_trainer.data.messages import RowRefused
 from posttrain_trainer.data.readers import list_files
 from posttrain_trainer.data.rows import Prompt, parse_row
@@ -278,6 +278,14 @@ def test_a_cut_prompt_keeps_its_bos(words: Vocabulary) -> None:
     whole = vocabulary.ids([vocabulary.render(turns, generation=True)], specials=False)[0]
     assert whole[0] == vocabulary.bos
     assert cut.rows[0].examples[0].tokens.tolist() == [whole[0], *whole[-9:]]
+
+
+def test_a_prompt_of_bos_alone_is_empty() -> None:
+    for tokens in ([], [4]):
+        with pytest.raises(RowRefused, match="makes nothing of prompt") as caught:
+            fit_prompt(tokens, Limits(10, "Skip"), 4, "{}")
+        assert caught.value.reason == "EmptyPrompt"
+    assert fit_prompt([5], Limits(10, "Skip"), 4, "{}").rows[0].record == "{}"
 
 
 @pytest.mark.parametrize(

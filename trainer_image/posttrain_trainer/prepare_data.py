@@ -1,4 +1,4 @@
-"""The data half of `prepare`: from sources to token sets, with their report.
+"""The data half of `prepare`: from sources to token sets, with their report; in stage RL the rewards are tried on them.
 
 Called by `prepare`. All files are listed and all schemas checked before anything is tokenised; a token set comes from
 the claim's cache where an earlier job has made the same one.
@@ -28,7 +28,9 @@ from posttrain_trainer.mixture import epoch_rows, parts_of
 from posttrain_trainer.model_files import folder_digest
 from posttrain_trainer.model_start import StartModel
 from posttrain_trainer.prepare_paths import Paths
+from posttrain_trainer.prompts import PromptSet
 from posttrain_trainer.resolve import rows_per_step
+from posttrain_trainer.reward_trial import try_rewards
 from posttrain_trainer.stops import generation_config_of, stops
 from posttrain_trainer.token_cache import TokenCache, root_of, source_facts
 
@@ -121,6 +123,7 @@ def token_sets(config: TrainerConfig, paths: Paths, opened: Opened, model: Start
     (paths.attempt / "preflight.txt").write_text(shown + "\n")
     _log.info("the first rows as the model will see them:\n%s", shown)
     evaluation = one("eval", opened.evaluation) if opened.evaluation else None
+    _try_rewards(config, paths, model)
     return Sets(train, evaluation, _epoch_rows(config, train), ends)
 
 
@@ -145,6 +148,15 @@ def _vocabulary(model: StartModel, sources: build.Sources, loss_on: LossOn) -> V
 
 def _chat(sources: build.Sources) -> bool:
     return any(schema is not None and schema.chat for _, schema in sources)
+
+
+def _try_rewards(config: TrainerConfig, paths: Paths, model: StartModel) -> None:
+    if config.stage != "RL":
+        return
+    folders = [paths.attempt / role for role, given in (("train", True), ("eval", config.data.eval)) if given]
+    tried = try_rewards(config.rewards, [PromptSet(folder) for folder in folders], model.tokenizer)
+    with (paths.attempt / "preflight.txt").open("a") as shown:
+        shown.writelines(line + "\n" for line in tried)
 
 
 def _stops(config: TrainerConfig, model: StartModel, chat: bool) -> tuple[int, ...]:

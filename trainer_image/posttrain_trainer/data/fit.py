@@ -107,8 +107,8 @@ def _fit_one(marked: Marked, limits: Limits) -> tuple[Example, bool]:
 def fit_prompt(tokens: Ids, limits: Limits, bos: int | None, record: str) -> Encoded:
     """A prompt of at most `max_length` tokens, none of them counted. Truncate: the first token where it is BOS, and the
     last ones. Split is for documents: such a prompt is skipped instead."""
-    if not tokens:
-        raise RowRefused("EmptyPrompt", "the tokenizer makes no token of prompt: there is nothing to answer")
+    if not tokens or tokens == [bos]:
+        raise RowRefused("EmptyPrompt", "the tokenizer makes nothing of prompt: there is nothing to answer")
     cut = len(tokens) > limits.max_length
     if cut and limits.too_long != "Truncate":
         raise _too_long(len(tokens), limits)
