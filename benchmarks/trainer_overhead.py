@@ -24,7 +24,8 @@ import transformers
 from posttrain_api.records import DataReport, Resolved
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import runtime as runtime_module
-from posttrain_trainer.assemble import Job, Outside, assemble, course_of
+from posttrain_trainer.assemble import assemble, course_of
+from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.checkpoint import State
 from posttrain_trainer.loop import Loop, Parts
 from posttrain_trainer.metrics import MetricsFile

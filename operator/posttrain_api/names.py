@@ -81,6 +81,7 @@ CHECKPOINTS_DIR = "checkpoints"
 OUTPUT_DIR = "output"
 BEST_DIR = "best"
 METRICS_FILE = "metrics.jsonl"
+COMPLETIONS_FILE = "completions.jsonl"
 ATTEMPT_FILE = "attempt.json"
 
 

@@ -13,8 +13,10 @@ from trainer_jobs import Lines, sgd
 
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import engine as engine_module
+from posttrain_trainer import packing as packing_module
 from posttrain_trainer import runtime as runtime_module
-from posttrain_trainer.assemble import Job, Outside, assemble, course_of
+from posttrain_trainer.assemble import assemble, course_of
+from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.checkpoint import State
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.export import Finished, export
@@ -35,6 +37,7 @@ def export_all(folders: list[str], probe: str, plain: bool = False) -> None:
         folder = Path(name)
         config = TrainerConfig.model_validate_json((folder / "config.json").read_text())
         runtime = runtime or runtime_module.start(config.topology, config.training.seed)
+        packing_module.PACKED = False if (folder / "padded").exists() else None
         try:
             optimizer = sgd if plain and not folder.name.startswith("adam") else None
             _export_one(config, folder, runtime, Path(probe) if probe else None, optimizer)

@@ -21,7 +21,8 @@ from posttrain_trainer import engine as engine_module
 from posttrain_trainer import head as head_module
 from posttrain_trainer import packing as packing_module
 from posttrain_trainer import runtime as runtime_module
-from posttrain_trainer.assemble import Job, Outside, assemble, course_of
+from posttrain_trainer.assemble import assemble, course_of
+from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.checkpoint import State
 from posttrain_trainer.checkpoint_files import committed, damaged
 from posttrain_trainer.engine import EngineSettings

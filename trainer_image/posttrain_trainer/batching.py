@@ -94,6 +94,9 @@ class Feed:
         """Epochs done after `steps` steps."""
         return self.sampler.epoch(steps)
 
+    def close(self) -> None:
+        """Nothing runs beside it."""
+
     def micros(self, step: int) -> list[MicroBatch]:
         """Micro-batches of this rank for `step`; all ranks have equally many."""
         return micros_of(self._tokens, self.sampler.rows(step), self._part)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from posttrain_api.names import BEST_DIR, OUTPUT_DIR
 from posttrain_api.records import Best
-from posttrain_trainer.assemble import Job
 from posttrain_trainer.export import Finished, export, put_in_place
 from posttrain_trainer.fence import Fence
+from posttrain_trainer.job import Job
 from posttrain_trainer.loop import Parts
 
 

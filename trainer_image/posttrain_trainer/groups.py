@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain_trainer.advantages import zero_variance_share
 from posttrain_trainer.drawing import Drawer, Drawn, Order
 from posttrain_trainer.experience import Experience, joined
 from posttrain_trainer.sampler import Sampler
@@ -54,14 +55,10 @@ class Groups:
 
 
 def varied(experience: Experience) -> NDArray[np.int64]:
-    """Numbers of the groups with two different rewards at least; a skipped sample does not count."""
-    reward = experience.reward
-    spread = [np.ptp(known) if len(known) else 0.0 for known in _known(reward, experience.group)]
-    return np.flatnonzero(np.array(spread) > 0)
-
-
-def _known(reward: NDArray[np.float64], group: NDArray[np.int64]) -> list[NDArray[np.float64]]:
-    return [of[~np.isnan(of)] for of in (reward[group == number] for number in range(int(group.max()) + 1))]
+    """Numbers of the groups that teach something: whose rewards are not all the same."""
+    reward, group = experience.reward, experience.group
+    numbers = np.arange(int(group.max()) + 1)
+    return numbers[[zero_variance_share(reward[group == number], group[group == number]) == 0.0 for number in numbers]]
 
 
 def _groups(drawn: Drawn) -> int:

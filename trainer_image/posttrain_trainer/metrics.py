@@ -11,9 +11,10 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,8 +79,8 @@ def memory_bytes(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
-class MetricsFile:
-    """metrics.jsonl of rank 0: one JSON object per step, in order."""
+class StepLines:
+    """A file of rank 0 with lines of JSON, each with its `step`, in order."""
 
     def __init__(self, path: Path, last_step: int) -> None:
         """Keeps the lines up to `last_step` (0: none) and opens the file for more."""
@@ -87,11 +88,9 @@ class MetricsFile:
         _cut(path, last_step)
         self._file = path.open("a")
 
-    def write(self, step: int, metrics: Metrics) -> None:
+    def add(self, step: int, line: Mapping[str, Any]) -> None:
         """One line, visible to readers at once."""
-        known = finite(metrics)
-        line = {"step": step, **{name: known.get(name) for name in metrics}}  # JSON has no NaN: null
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -102,6 +101,15 @@ class MetricsFile:
         """Ends the file."""
         self.sync()
         self._file.close()
+
+
+class MetricsFile(StepLines):
+    """metrics.jsonl: one line per step."""
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """The line of a step; JSON has no NaN: null."""
+        known = finite(metrics)
+        self.add(step, {name: known.get(name) for name in metrics})
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -43,7 +43,7 @@ class Models:
 
 
 @dataclass(frozen=True)
-class Course:
+class Pace:
     """batch_size: prompts of one update; next_kl: (coefficient, the rollout's metrics, samples) → the next step's
     coefficient."""
 
@@ -61,12 +61,12 @@ class Collector:
     algorithm: OnlineAlgorithm
     models: Models
     scores: TokenScores
-    course: Course
+    pace: Pace
     show: Show | None = None
 
     def collect(self, visit: Visit) -> Collected | None:
         """As Source.collect. TrainerFailure(RolloutError, RewardError)."""
-        online = visit.online or OnlineState(cursor=0, kl_coefficient=self.course.first_kl)
+        online = visit.online or OnlineState(cursor=0, kl_coefficient=self.pace.first_kl)
         found = self.groups.draw(visit, online.cursor)
         experience = None if found is None else self._scored(found[0].experience, visit)
         if found is None or experience is None:
@@ -80,7 +80,7 @@ class Collector:
         }
         if self.show is not None:
             self.show(visit.step + 1, self._lines(drawn, estimated.each.get("advantage")))
-        coefficient = self.course.next_kl(online.kl_coefficient, metrics, len(experience))
+        coefficient = self.pace.next_kl(online.kl_coefficient, metrics, len(experience))
         return Collected(
             updates=self._updates(experience.having(**estimated.each), visit.step, visit.phases),
             metrics=metrics,
@@ -92,9 +92,13 @@ class Collector:
         """Prompts drawn ÷ prompts of the set; dynamic sampling draws more than it trains on."""
         return 0.0 if online is None else online.cursor / self.groups.sampler.size
 
+    def close(self) -> None:
+        """Ends the rewards' processes."""
+        self.groups.drawer.rewards.close()
+
     def _scored(self, experience: Experience, visit: Visit) -> Experience | None:
         """With what policy, reference and critic say of each token before the step's updates."""
-        updates = self.algorithm.passes * -(-_count(experience) // self.course.batch_size)
+        updates = self.algorithm.passes * -(-_count(experience) // self.pace.batch_size)
         wanted = {
             OLD: self.models.policy if self.algorithm.needs_old or updates > 1 else None,
             REFERENCE: self.models.reference,
@@ -112,9 +116,9 @@ class Collector:
 
     def _updates(self, experience: Experience, step: int, phases: Phases) -> Iterator[list[MicroBatch]]:
         """`passes` times over all groups, `batch_size` of them in each update, in an order of each pass's own."""
-        groups, size = _count(experience), self.course.batch_size
+        groups, size = _count(experience), self.pace.batch_size
         for number in range(self.algorithm.passes):
-            order = _shuffled(groups, seed_of(self.course.seed, step, number)) if groups > size else np.arange(groups)
+            order = _shuffled(groups, seed_of(self.pace.seed, step, number)) if groups > size else np.arange(groups)
             for first in range(0, groups, size):
                 with phases.measure("data"):
                     rows = np.flatnonzero(np.isin(experience.group, order[first : first + size]))

@@ -6,11 +6,11 @@ Called by the loop on every rank; only rank 0 has sinks. It measures nothing and
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from posttrain_api.records import MAX_METRICS, Best, Checkpoint, DataReport, Phase, Report, Resolved
-from posttrain_trainer.metrics import Metrics, MetricsFile, finite
+from posttrain_trainer.metrics import Metrics, MetricsFile, StepLines, finite
 from posttrain_trainer.record import utc_now
 
 _SMOOTH = 0.9
@@ -34,6 +34,7 @@ class Recorder:
     def __init__(self, total_steps: int, sinks: Sequence[Sink] = (), observers: Sequence[Observer] = ()) -> None:
         self.slowest_rank = 0
         self._file: MetricsFile | None = None
+        self._completions: StepLines | None = None
         self._total_steps = total_steps
         self._sinks = sinks
         self._observers = observers
@@ -41,9 +42,9 @@ class Recorder:
         self._last_step: float | None = None
         self._step_seconds = 0.0
 
-    def open(self, file: MetricsFile) -> None:
+    def open(self, file: MetricsFile, completions: StepLines | None = None) -> None:
         """Where the lines go; given once the step to resume from is known."""
-        self._file = file
+        self._file, self._completions = file, completions
 
     def facts(self, data_report: DataReport, resolved: Resolved) -> None:
         """What every later report repeats."""
@@ -73,16 +74,25 @@ class Recorder:
             last_advance_time=utc_now(),
         )
 
+    def completions(self, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Samples of a rollout, before the step's updates."""
+        if self._completions is not None:
+            for line in lines:
+                self._completions.add(step, line)
+
     def sync(self) -> None:
         """What was written is on the disk."""
-        if self._file is not None:
-            self._file.sync()
+        for file in self._files():
+            file.sync()
 
     def close(self) -> None:
         """After the last step."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        for file in self._files():
+            file.close()
+        self._file = self._completions = None
+
+    def _files(self) -> list[StepLines]:
+        return [file for file in (self._file, self._completions) if file is not None]
 
     def _eta(self, step: int) -> int | None:
         """Seconds to the end, from a smoothed time between steps: evaluations and saves are in it."""

@@ -28,6 +28,7 @@ from posttrain_trainer.reference import Reference
 from posttrain_trainer.reference_cache import Cache, key_of
 from posttrain_trainer.reference_models import AdapterOff, FrozenModel, Untrained
 from posttrain_trainer.runtime import Runtime
+from posttrain_trainer.token_scores import Score
 from posttrain_trainer.tokenset import TokenSet
 
 
@@ -63,7 +64,11 @@ class Compared:
         relative = 1e-4 if self.prepared.resolved.precision == "FP32" else 0.05
         return StartLoss(next(iter(algorithm.terms)), value, relative * max(1.0, value))
 
-    def _model(self) -> Reference:
+    def by_token(self) -> Score:
+        """Of stage RL: log p of each token of a rollout."""
+        return self._model().logp
+
+    def _model(self) -> AdapterOff | FrozenModel:
         """The reference as a model that stays."""
         lora = self.config.lora if self.config.tuning == "LoRA" else None
         if self.config.reference is None and lora is not None and not lora.continue_adapter:

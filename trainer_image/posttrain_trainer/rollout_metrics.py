@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain_trainer.advantages import zero_variance_share
 from posttrain_trainer.drawing import Drawn
 from posttrain_trainer.experience import OLD, ROLLOUT, Experience
 from posttrain_trainer.metrics import Metrics
@@ -25,7 +26,7 @@ def _rewards(experience: Experience, names: Sequence[str]) -> Metrics:
     found = {
         "reward": _mean(reward),
         "reward_std": float(np.mean(deviations)),
-        "frac_reward_zero_std": float(np.mean(np.array(deviations) == 0.0)),
+        "frac_reward_zero_std": zero_variance_share(reward, experience.group),
     }
     for name, values in zip(names, experience.rewards.T, strict=True):
         found |= {f"rewards/{name}/mean": _mean(values), f"rewards/{name}/std": _deviation(values)}

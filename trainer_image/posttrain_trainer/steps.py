@@ -47,3 +47,6 @@ class Source(Protocol):
     def epoch(self, steps: int, online: OnlineState | None) -> float:
         """Epochs done after `steps` steps."""
         ...
+
+    def close(self) -> None:
+        """Ends whatever runs beside the rank."""

@@ -14,18 +14,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-from posttrain_api.names import METRICS_FILE, PREPARED_DIR
+from posttrain_api.names import COMPLETIONS_FILE, METRICS_FILE, PREPARED_DIR
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Output, Resolved, Success
 from posttrain_api.trainer import TrainerConfig
-from posttrain_trainer.assemble import Job, Outside, assemble, course_of
+from posttrain_trainer.assemble import assemble, course_of
 from posttrain_trainer.best_export import export_best
 from posttrain_trainer.console import Console
 from posttrain_trainer.environment import load_config
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.export import Finished, export
+from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.loop import Loop, Parts
-from posttrain_trainer.metrics import MetricsFile, finite
+from posttrain_trainer.metrics import MetricsFile, StepLines, finite
 from posttrain_trainer.prepared import Prepared, read_manifest
 from posttrain_trainer.prometheus import MetricsExporter
 from posttrain_trainer.record import End, failed, preempted, succeeded, write_end
@@ -84,10 +85,15 @@ class Worker:
         course = course_of(self._config, resolved)
         loop = Loop(parts, course, runtime, state)
         if runtime.first:
-            parts.recorder.open(MetricsFile(Path(self._config.run_dir) / METRICS_FILE, loop.lines_written))
+            self._open_files(parts, loop)
         if parts.checkpoints.last is not None:
             parts.recorder.checkpoint(parts.checkpoints.last, state.best)
         return loop
+
+    def _open_files(self, parts: Parts, loop: Loop) -> None:
+        run_dir, steps = Path(self._config.run_dir), loop.lines_written
+        samples = StepLines(run_dir / COMPLETIONS_FILE, loop.state.step) if self._config.stage == "RL" else None
+        parts.recorder.open(MetricsFile(run_dir / METRICS_FILE, steps), samples)
 
     def _export(self, parts: Parts, prepared: Prepared, runtime: Runtime) -> Output | None:
         parts.recorder.phase("Exporting")
