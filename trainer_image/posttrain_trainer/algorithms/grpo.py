@@ -24,7 +24,7 @@ from posttrain_trainer.losses import Scores
 from posttrain_trainer.microbatch import MicroBatch
 from posttrain_trainer.policy_losses import Clip, above, below, clipped, truncated, within
 
-POLICY, KL = "policy", "kl"
+POLICY, KL = "policy", "kl_penalty"  # `kl` is what is measured: names of terms and measures are not the same
 KEPT, CORRECTION = "kept", "correction"
 """Of each token: 0 where the completion is masked; by how much its sampling differed."""
 CORRECTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"TIS": truncated, "IcePop": within}
