@@ -29,6 +29,7 @@ from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import JobIdentity, LoraConfig, PreferenceConfig, ReferenceConfig, Topology, TrainerConfig
 from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.model import check_unchanged
 from posttrain_trainer.prepare import prepare
 from posttrain_trainer.prompts import PromptSet
 from posttrain_trainer.resolve import Facts, asks_reference, resolve, second_reference
@@ -171,6 +172,28 @@ def test_models_of_rewards_and_critic_are_pinned(tmp_path: Path, model: Path, re
     assert policy.critic_dir is None
     given = prepare(rl_job(tmp_path, model, questions(8), algorithm="PPO", critic=CriticConfig(source=place(model))))
     assert (given.critic_dir, given.critic_digest) == (str(model), given.model_digest)
+
+
+@pytest.mark.parametrize("changed", ["judge", "critic", "reference"])
+def test_a_later_attempt_sees_that_a_model_has_changed(tmp_path: Path, model: Path, changed: str) -> None:
+    folders = {"judge": reward_folder(tmp_path / "judge"), "critic": reward_folder(tmp_path / "critic")}
+    folders["reference"] = model_folder(tmp_path / "reference")
+    config = rl_job(
+        tmp_path,
+        model,
+        questions(8),
+        algorithm="PPO",
+        rewards=(judged_by(folders["judge"]),),
+        critic=CriticConfig(source=place(folders["critic"])),
+        reference=ReferenceConfig(source=place(folders["reference"])),
+    )
+    prepared = prepare(config)
+    check_unchanged(config, prepared)
+    settings = folders[changed] / "config.json"
+    settings.write_text(settings.read_text() + "\n")
+    with pytest.raises(TrainerFailure, match=f"{changed}: its files changed") as caught:
+        check_unchanged(config, prepared)
+    assert caught.value.reason is Reason.MODEL_INCOMPATIBLE
 
 
 def test_the_shortest_model_limits_prompts(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ or read from the folder that `prepare` left.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,35 @@ from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.loading import ModelFolder, load_causal, load_reward
 from posttrain_trainer.lora import add_adapter, continue_adapter
 from posttrain_trainer.model_files import CONFIG, digest_of, weight_files
-from posttrain_trainer.prepared import Prepared
+from posttrain_trainer.prepared import Prepared, PreparedModel
 from posttrain_trainer.score_model import ScoreModel
 from posttrain_trainer.scorer import Scorer, check_head
 
 
 def check_unchanged(config: TrainerConfig, prepared: Prepared) -> None:
-    """The folders of model and adapters are still those that were prepared. TrainerFailure(ModelIncompatible); reads
-    every file of them."""
-    if config.model.source is None:
-        return
-    folder, uri = Path(prepared.model_dir), config.model.source.uri
-    _check_digest(uri, prepared.model_digest, [folder / CONFIG, *weight_files(folder, uri)])
-    for source, adapter in zip(config.model.adapters, prepared.adapters, strict=True):
-        _check_digest(source.uri, adapter.digest, adapter_files(Path(adapter.dir)))
+    """The folders of all models and adapters are still those that were prepared. TrainerFailure(ModelIncompatible);
+    reads every file of them."""
+    for given, model in _given_models(config, prepared):
+        folder, uri = Path(model.dir), given.source.uri
+        _check_digest(uri, model.digest, [folder / CONFIG, *weight_files(folder, uri)])
+        for source, adapter in zip(given.adapters, model.adapters, strict=True):
+            _check_digest(source.uri, adapter.digest, adapter_files(Path(adapter.dir)))
+
+
+def _given_models(config: TrainerConfig, prepared: Prepared) -> Iterator[tuple[Any, PreparedModel]]:
+    """What the job names as (source, adapters), and where it is: the starting model, the reference, PPO's critic, the
+    models of rewards."""
+    folders = (
+        (config.model, prepared.model_dir, prepared.model_digest, prepared.adapters),
+        (config.reference, prepared.reference_dir, prepared.reference_digest, prepared.reference_adapters),
+        (config.critic, prepared.critic_dir, prepared.critic_digest, prepared.critic_adapters),
+    )
+    for given, folder, digest, adapters in folders:
+        if given is not None and given.source is not None and folder is not None and digest is not None:
+            yield given, PreparedModel(dir=folder, digest=digest, adapters=adapters)
+    for reward in config.rewards:
+        if reward.model is not None:
+            yield reward.model, prepared.reward_models[reward.name]
 
 
 def _check_digest(uri: str, then: str, files: list[Path]) -> None:
