@@ -129,7 +129,9 @@ def _parse_spec(manifest: Mapping[str, Any]) -> tuple[JobSpec | None, list[Probl
     if raw is None:
         return None, [Problem("spec", "is required", None, "write what is trained, e.g. spec: {stage: SFT, …}")]
     try:
-        return JobSpec.model_validate_json(to_json(_without_nulls(raw), inf_nan_mode="constants")), []
+        return JobSpec.model_validate_json(
+            to_json(_without_nulls(raw), inf_nan_mode="constants"), by_alias=True, by_name=False
+        ), []
     except ValidationError as error:
         return None, schema_problems(JobSpec, "spec", error)
 

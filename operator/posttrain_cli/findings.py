@@ -5,17 +5,17 @@ Pure: documents in, findings out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from posttrain_api import names
 from posttrain_api.job import Job
 from posttrain_api.records import Best, Checkpoint, Output
-from posttrain_api.spec.references import ModelRef
 from posttrain_cli.manifests import Document
-from posttrain_operator.plan.build import build_plan, dependencies
+from posttrain_operator.plan.build import build_plan
 from posttrain_operator.plan.errors import PlanError
+from posttrain_operator.plan.parents import dependencies
 from posttrain_operator.plan.types import Parent, PlanSettings
 
 UNKNOWN_UID = "uid"
@@ -90,14 +90,21 @@ def job_findings(document: Document, job: Job) -> tuple[Finding, ...]:
         found.append(
             Finding(line, "status: is written by the operator; the API server drops it from a file", "warning")
         )
-    if _moving(job.spec.model):
-        text = f"spec.model.uri: {job.spec.model.uri} names no revision; every new job takes what it means that day"
-        found.append(Finding(document.line_of("spec.model.uri"), f"{text}; add @<commit> to repeat a run", "note"))
+    for path, uri in _models(job):
+        if uri is not None and uri.startswith("hf://") and "@" not in uri:
+            text = f"{path}: {uri} names no revision; every new job takes what it means that day"
+            found.append(Finding(document.line_of(path), f"{text}; add @<commit> to repeat a run", "note"))
     return tuple(found)
 
 
-def _moving(model: ModelRef) -> bool:
-    return model.uri is not None and model.uri.startswith("hf://") and "@" not in model.uri
+def _models(job: Job) -> Iterator[tuple[str, str | None]]:
+    """Path and URI of every model that the job reads."""
+    spec, critic = job.spec, job.spec.critic
+    yield "spec.model.uri", spec.model.uri
+    yield "spec.reference.uri", spec.reference.uri if spec.reference else None
+    for index, reward in enumerate(spec.rewards or ()):
+        yield f"spec.rewards[{index}].model.uri", reward.model.uri if reward.model else None
+    yield "spec.critic.model.uri", critic.model.uri if critic and critic.model else None
 
 
 def file_findings(documents: Sequence[Document]) -> list[Finding]:
@@ -138,22 +145,24 @@ def _cycles(jobs: Sequence[Document]) -> Iterable[Finding]:
     for document in jobs:
         name = _name(document)
         if name not in parents[name] and _reaches(name, name, parents, set()):
-            text = f"spec.model.fromJob: {name[1]} waits, in the end, for itself; break the circle"
+            text = f"fromJob: {name[1]} waits, in the end, for itself; break the circle"
             yield Finding(document.line_of("spec.model.fromJob"), text)
 
 
 def _parents(document: Document) -> list[tuple[str, str]]:
-    spec = document.value.get("spec")
     namespace = _name(document)[0]
-    places = (("model",), ("reference",), ("checkpoint", "from"))
-    found = (_dig(spec, *place, "fromJob", "name") for place in places)
-    return [(namespace, name) for name in found if isinstance(name, str)]
+    return [(namespace, name) for name in _from_jobs(document.value.get("spec"))]
 
 
-def _dig(node: Any, *keys: str) -> Any:
-    for key in keys:
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
+def _from_jobs(node: Any) -> Iterator[str]:
+    """Every `fromJob.name` anywhere in a spec, which need not be valid."""
+    if isinstance(node, dict):
+        named = node.get("fromJob")
+        if isinstance(named, dict) and isinstance(named.get("name"), str):
+            yield named["name"]
+    values = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for value in values:
+        yield from _from_jobs(value)
 
 
 def _reaches(

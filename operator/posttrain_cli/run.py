@@ -25,8 +25,9 @@ from posttrain_cli.local.outcome import may_go_on
 from posttrain_cli.local.runner import run_plan
 from posttrain_cli.local.workspace import Workspace
 from posttrain_cli.manifests import ManifestError, load_documents, read_text
-from posttrain_operator.plan.build import build_plan, dependencies
+from posttrain_operator.plan.build import build_plan
 from posttrain_operator.plan.errors import PlanError
+from posttrain_operator.plan.parents import dependencies
 from posttrain_operator.plan.types import Plan
 
 NEEDED = ("torch", "transformers", "deepspeed", "peft", "datasets", "posttrain_trainer")
@@ -139,18 +140,28 @@ def run_job(job: Job, workspace: Workspace, cpu: bool) -> dict[str, Any]:
 
 
 def check_machine(plan: Plan, workspace: Workspace, on_cpu: bool) -> None:
-    """RunError where a claim's folder is missing, or this machine has fewer GPUs than asked for."""
+    """RunError where a claim's folder, a script or a token is missing, or this machine has fewer GPUs than asked for."""
     for claim in plan.claims:
         if not (workspace.volumes / claim).is_dir():
             raise RunError(
                 f"claim {claim!r} has no folder here; next: mkdir {workspace.volumes / claim} and put the data into it"
             )
+    for path in needed_files(plan):
+        if not path.is_file():
+            raise RunError(f"{path} is missing; next: put it there, or for a script its ConfigMap into the same file")
     asked = plan.config.topology.nodes * plan.config.topology.gpus_per_node
     if not on_cpu and asked > gpus_here():
         raise RunError(
             f"{plan.config.job.name} asks for {asked} GPUs and this machine has {gpus_here()}; "
             "next: lower spec.resources, or add --cpu"
         )
+
+
+def needed_files(plan: Plan) -> list[Path]:
+    """What rewards read on this machine: scripts, which come from ConfigMaps, and tokens of servers."""
+    scripts = [Path(reward.python.path) for reward in plan.config.rewards if reward.python]
+    folders = [reward.http.secret_path for reward in plan.config.rewards if reward.http]
+    return [*scripts, *(Path(folder) / "token" for folder in folders if folder)]
 
 
 def describe(plan: Plan, on_cpu: bool) -> str:

@@ -20,6 +20,7 @@ from posttrain_api.job import InvalidJob, Job, parse_job
 from posttrain_cli.colours import paint
 from posttrain_cli.findings import Finding, file_findings, job_findings, placeholder_parents, with_uid
 from posttrain_cli.manifests import STDIN, Document, ManifestError, load_documents, read_text
+from posttrain_cli.scripts import script_findings
 from posttrain_operator.plan.build import build_plan
 from posttrain_operator.plan.errors import PlanError
 from posttrain_operator.plan.types import Plan, PlanSettings
@@ -74,6 +75,7 @@ def main(args: argparse.Namespace) -> int:
         return _refuse(f"{shown}:{error.line}: {error}")
     checked = _check_all(documents)
     findings = [*(finding for item in checked for finding in item.findings), *file_findings(documents)]
+    findings += script_findings(documents, [(item.document, item.job) for item in checked if item.job])
     for finding in sorted(findings, key=lambda found: found.line):
         _print_finding(shown, finding)
     counted = ("error", "warning") if args.strict else ("error",)

@@ -6,30 +6,16 @@ too.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from posttrain_api.deepspeed_keys import OWNED
 from posttrain_api.spec.deepspeed import BLOCKS, FLAGS, refused_paths
+from tests.api.case_kit import BASE, COMMIT, LONGEST, REMOVE, Refused, job
+from tests.api.online_cases import ACCEPTED_ONLINE, REFUSED_ONLINE, REFUSED_ONLINE_BY_SCHEMA, RL
 
-REMOVE = object()
-LONGEST = "a" + "b" * 49
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+__all__ = ["ACCEPTED", "BASE", "COMMIT", "REFUSED_BY_RULE", "REFUSED_BY_SCHEMA", "REMOVE", "RL", "UNKNOWN", "job"]
 
-BASE: dict[str, Any] = {
-    "apiVersion": "posttrain.dev/v1alpha1",
-    "kind": "PostTrainingJob",
-    "metadata": {"name": "my-job", "namespace": "default"},
-    "spec": {
-        "stage": "SFT",
-        "model": {"uri": "hf://Qwen/Qwen2.5-1.5B-Instruct"},
-        "data": {"train": [{"uri": "pvc://datasets/gsm8k/train.jsonl"}]},
-        "lora": {"rank": 16},
-        "storage": {"claimName": "runs"},
-    },
-}
 SHAPE = {"family": "Llama", "vocabSize": 4096, "hiddenSize": 256, "layers": 4, "heads": 8}
 PRETRAIN = {"spec.stage": "Pretrain", "spec.lora": REMOVE, "spec.model": {"scratch": SHAPE}}
 CONTINUED = {"spec.stage": "Pretrain", "spec.lora": REMOVE}
@@ -50,33 +36,6 @@ def refused_override(path: str) -> dict[str, Any]:
     for key in reversed([*parents, name]):
         value = {key: value}
     return {"spec.deepspeed": {"overrides": value}}
-
-
-def job(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The smallest job with values set, or removed, at dotted paths."""
-    manifest = copy.deepcopy(BASE)
-    for path, value in changes.items():
-        node: Any = manifest
-        *parents, last = path.split(".")
-        for key in parents:
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        if isinstance(node, list):
-            node[int(last)] = value
-        elif value is REMOVE:
-            node.pop(last, None)
-        else:
-            node[last] = copy.deepcopy(value)
-    return manifest
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A change that both must refuse: `path` as parse_job says it, `text` in both messages."""
-
-    name: str
-    changes: Mapping[str, Any]
-    path: str
-    text: str
 
 
 ACCEPTED: dict[str, Mapping[str, Any]] = {
@@ -216,6 +175,7 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
         "spec.model.scratch.tokenizer": {"uri": "s3://bucket/tok", "secretRef": {"name": "x"}},
     },
     "null is nothing": {"spec.tuning": None},
+    **ACCEPTED_ONLINE,
 }
 
 _SCHEME = "must be a URI of a scheme that works here"
@@ -225,7 +185,8 @@ _FETCHED = "is for an hf:// or s3:// or gs:// uri only"
 _PRETRAIN_ONLY = "is for stage Pretrain only"
 _SFT_ONLY = "is for stage SFT only"
 _PREFERENCE_ONLY = "is for stage Preference only"
-_NOT_PRETRAIN = "is for stages SFT and RewardModel and Preference only"
+_COMPARED = "is for stages Preference and RL only"
+_NOT_PRETRAIN = "is for stages SFT and RewardModel and Preference and RL only"
 _OF_BEST = "decides what is kept as the best"
 _SMOOTHED = "is for algorithm DPO and RobustDPO only"
 _ONE_MODEL = "needs exactly one of uri, fromJob, scratch"
@@ -282,10 +243,10 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
         )
         for loss_on in ("Assistant", "All")
     ),
-    Refused("algorithm in sft", {"spec.algorithm": "DPO"}, "spec.algorithm", _PREFERENCE_ONLY),
-    Refused("algorithm of a reward model", {**REWARD, "spec.algorithm": "IPO"}, "spec.algorithm", _PREFERENCE_ONLY),
+    Refused("algorithm in sft", {"spec.algorithm": "DPO"}, "spec.algorithm", _COMPARED),
+    Refused("algorithm of a reward model", {**REWARD, "spec.algorithm": "IPO"}, "spec.algorithm", _COMPARED),
     Refused("preference in sft", {"spec.preference": {"beta": 1}}, "spec.preference", _PREFERENCE_ONLY),
-    Refused("reference in sft", {"spec.reference": {"uri": "hf://a/b"}}, "spec.reference", _PREFERENCE_ONLY),
+    Refused("reference in sft", {"spec.reference": {"uri": "hf://a/b"}}, "spec.reference", _COMPARED),
     Refused(
         "reward in preference",
         {**PREFERENCE, "spec.rewardModel": {"centering": 1}},
@@ -642,6 +603,7 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
         for name, value in (("secretRef", {"name": "x"}), ("split", "train"), ("subset", "main"))
     ),
     Refused("split of a bucket", {"spec.data.train": [{"uri": "s3://bkt/x", "split": "a"}]}, f"{_TRAIN}.split", _HUB),
+    *REFUSED_ONLINE,
 )
 
 REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
@@ -649,8 +611,8 @@ REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
     Refused("rank 513", {"spec.lora.rank": 513}, "spec.lora.rank", "512"),
     Refused("rank as text", {"spec.lora.rank": "16"}, "spec.lora.rank", "must be"),
     Refused("rank with a fraction", {"spec.lora.rank": 16.5}, "spec.lora.rank", "must be"),
-    Refused("later stage", {"spec.stage": "RL"}, "spec.stage", "Pretrain"),
-    Refused("later algorithm", {**PREFERENCE, "spec.algorithm": "GRPO"}, "spec.algorithm", "SimPO"),
+    Refused("no stage of ours", {"spec.stage": "KTO"}, "spec.stage", "Pretrain"),
+    Refused("no algorithm of ours", {**PREFERENCE, "spec.algorithm": "KTO"}, "spec.algorithm", "SimPO"),
     Refused("beta 0", {**PREFERENCE, "spec.preference": {"beta": 0}}, "spec.preference.beta", "than 0"),
     Refused("weight 0", {"spec.data.train.0.weight": 0}, f"{_TRAIN}.weight", "than 0"),
     Refused(
@@ -704,13 +666,16 @@ REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
     Refused("bad variable", {"spec.env": [{"name": "a b", "value": "1"}]}, "spec.env[0].name", "match"),
     Refused("list for a map", {"spec.model": ["hf://a/b"]}, "spec.model", "must be"),
     Refused("too many sets", {"spec.data.train": [{"uri": "pvc://a/b"}] * 17}, "spec.data.train", "at most 16"),
+    *REFUSED_ONLINE_BY_SCHEMA,
 )
 
 UNKNOWN: tuple[Refused, ...] = (
     Refused("at the root", {"specs": {}}, "specs", "unknown field"),
     Refused("in metadata", {"metadata.lables": {}}, "metadata.lables", "unknown field"),
     Refused("typo", {"spec.lora.rnak": 3}, "spec.lora.rnak", "unknown field"),
-    Refused("later block", {"spec.grpo": {"groupSize": 8}}, "spec.grpo", "unknown field"),
+    Refused("later block", {"spec.guards": {"nonFinite": "Fail"}}, "spec.guards", "unknown field"),
+    Refused("later evaluation", {**EVAL, "spec.evaluation": {"generate": True}}, "spec.evaluation.generate", "unknown"),
+    Refused("snake case", {"spec.data.max_length": 9}, "spec.data.max_length", "unknown field"),
     Refused(
         "scratch reference",
         {**PREFERENCE, "spec.reference": {"uri": "hf://a/b", "scratch": {}}},

@@ -42,7 +42,7 @@ def test_every_rule_is_refused_somewhere() -> None:
 
 def test_all_problems_at_once() -> None:
     manifest = job(
-        {"spec.lora.rank": 0, "spec.stage": "RL", "spec.model.uri": "s3://x", "spec.foo": 1, "metadata.name": "A"}
+        {"spec.lora.rank": 0, "spec.stage": "KTO", "spec.model.uri": "s3://x", "spec.foo": 1, "metadata.name": "A"}
     )
     paths = {problem.path for problem in check(manifest)}
     assert paths == {"spec.lora.rank", "spec.stage", "spec.model.uri", "spec.foo", "metadata.name"}

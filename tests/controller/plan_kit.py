@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from posttrain_api.job import Job, parse_job
 from posttrain_api.records import Checkpoint, Output
-from posttrain_operator.plan.build import build_plan, dependencies
+from posttrain_operator.plan.build import build_plan
+from posttrain_operator.plan.parents import dependencies
 from posttrain_operator.plan.types import Parent, Plan, PlanSettings
 from tests.api.rule_cases import job as manifest
 

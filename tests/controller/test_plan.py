@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from posttrain_api.reasons import Reason
-from posttrain_operator.plan.build import build_plan, dependencies
+from posttrain_operator.plan.build import build_plan
 from posttrain_operator.plan.errors import PlanError
+from posttrain_operator.plan.parents import dependencies
 from posttrain_operator.plan.sources import locate, split_claim
 from tests.api.rule_cases import EVAL, PREFERENCE, PRETRAIN, REMOVE, REWARD
 from tests.controller.plan_kit import SETTINGS, UID, job, parent, plan

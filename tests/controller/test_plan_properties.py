@@ -7,15 +7,16 @@ import posixpath
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from posttrain_api.job import Job, check, parse_job
 from posttrain_api.records import Best, Resolved
 from posttrain_api.status.resolved import ResolvedSpec
 from posttrain_api.trainer import TrainerConfig
-from posttrain_operator.plan.build import build_plan, dependencies
-from posttrain_operator.plan.defaults import TABLE
+from posttrain_operator.plan.build import build_plan
+from posttrain_operator.plan.defaults import PROMPT_LENGTH, TABLE
+from posttrain_operator.plan.parents import dependencies
 from posttrain_operator.plan.resolved import settle
 from posttrain_operator.plan.types import Parent, Plan
 from tests.api.rule_cases import ACCEPTED, job
@@ -31,6 +32,10 @@ PREPARED = Resolved(
     parameters=7,
     trainable_parameters=5,
 )
+
+
+unhurried = settings(deadline=None)
+"""How long a plan takes on a busy machine says nothing about it."""
 
 
 @st.composite
@@ -59,9 +64,11 @@ def finished(name: str, child: Job) -> Parent:
     found = parent(name, "peft" if continues else "safetensors")
     best = Best(step=1, metric="eval_loss", value=0.5, uri="pvc://parent-claim/best")
     resolved = {"model": {"uri": "pvc://base-claim/x", "adapters": ["pvc://older-claim/y"]}}
-    return replace(found, stage=child.spec.stage, best=best, resolved=resolved)
+    stage = "RewardModel" if name == "judge" else child.spec.stage
+    return replace(found, stage=stage, best=best, resolved=resolved)
 
 
+@unhurried
 @given(manifests())
 def test_every_valid_job_has_a_plan_and_always_the_same(manifest: dict[str, Any]) -> None:
     made = build(manifest)
@@ -69,6 +76,7 @@ def test_every_valid_job_has_a_plan_and_always_the_same(manifest: dict[str, Any]
     assert TrainerConfig.model_validate_json(made.config.to_json()) == made.config
 
 
+@unhurried
 @given(manifests())
 def test_no_path_leaves_its_mount(manifest: dict[str, Any]) -> None:
     made = build(manifest)
@@ -85,6 +93,7 @@ def test_no_path_leaves_its_mount(manifest: dict[str, Any]) -> None:
     assert posixpath.normpath(config.run_dir) == config.run_dir
 
 
+@unhurried
 @given(manifests())
 def test_resolved_fits_the_status(manifest: dict[str, Any]) -> None:
     """An undeclared field in a server-side apply is an error of the API server's, so none may be there."""
@@ -93,6 +102,7 @@ def test_resolved_fits_the_status(manifest: dict[str, Any]) -> None:
         assert ResolvedSpec.model_validate(resolved).to_wire() == json.loads(json.dumps(resolved))
 
 
+@unhurried
 @given(manifests())
 def test_settled_means_no_auto_is_left_for_the_trainer(manifest: dict[str, Any]) -> None:
     settled = settle(build(manifest).resolved, PREPARED)
@@ -142,7 +152,7 @@ def test_defaults_are_described_as_they_are() -> None:
 
     row = TABLE["SFT", "LoRA"]
     rates = words(Training, "learning_rate")
-    for stage in ("SFT", "RewardModel", "Preference"):
+    for stage in ("SFT", "RewardModel", "Preference", "RL"):
         both = (
             f"{_short(TABLE[stage, 'LoRA'].learning_rate)} with LoRA, {_short(TABLE[stage, 'Full'].learning_rate)} full"
         )
@@ -154,10 +164,14 @@ def test_defaults_are_described_as_they_are() -> None:
     decays = {key: row.weight_decay for key, row in TABLE.items() if row.weight_decay}
     assert decays == {("Pretrain", "Full"): 0.1, ("SFT", "Full"): 0.01, ("RewardModel", "Full"): 0.01}
     for field in ("epochs", "batch_size", "epsilon", "seed", "min_learning_rate_ratio", "max_grad_norm"):
-        assert float(words(Training, field)) == getattr(row, field), field
+        assert float(words(Training, field).partition(";")[0]) == getattr(row, field), field
+    online = TABLE["RL", "LoRA"]
+    assert words(Training, "batch_size").endswith(f"; RL {online.batch_size}")
+    assert words(Training, "schedule") == f"{row.schedule}; RL {online.schedule}"
     config = plan().config
     assert words(Training, "tokens_per_micro_batch") == str(config.training.tokens_per_micro_batch)
-    assert words(Data, "max_length") == str(config.data.max_length)
+    said = f"; RL: maxPromptLength ({PROMPT_LENGTH} unless said) + rollout.maxNewTokens"
+    assert words(Data, "max_length") == f"{config.data.max_length}{said}"
     assert float(words(Data, "too_long_max_fraction")) == row.too_long_max_fraction
     assert words(CheckpointPolicy, "every_seconds") == str(config.checkpoint.every_seconds)
     assert words(CheckpointPolicy, "keep_last") == str(config.checkpoint.keep_last)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain_api.rules.deepspeed_rules import DEEPSPEED_RULES
+from posttrain_api.rules.online_rules import GRPO_RULES, ONLINE_RULES, PPO_RULES
+from posttrain_api.rules.reward_rules import REWARD_RULES
 from posttrain_api.rules.stage_rules import PREFERENCE_RULES, STAGE_RULES
 from posttrain_api.rules.tuning_rules import EVALUATION_RULES, TUNING_RULES
 from posttrain_api.rules.types import Rule, cel_matches, count, get, has, matches, one_of, whole
@@ -88,6 +90,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     ),
     one_of("spec.model", ("uri", "fromJob", "scratch"), "keep the one that training starts from"),
     one_of("spec.reference", ("uri", "fromJob"), "keep the one that the policy is compared with"),
+    one_of("spec.critic.model", ("uri", "fromJob"), "keep the one that the critic begins as"),
     Rule(
         at=("spec.model",),
         cel="!has(self.trustRemoteCode) || !self.trustRemoteCode || (!has(self.scratch) && "
@@ -142,6 +145,7 @@ OTHER_RULES: tuple[Rule, ...] = (
     ),
     _own_name("spec.model.fromJob"),
     _own_name("spec.reference.fromJob"),
+    _own_name("spec.critic.model.fromJob"),
     _own_name("spec.checkpoint.from.fromJob"),
     Rule(
         at=("spec.training",),
@@ -192,6 +196,10 @@ OTHER_RULES: tuple[Rule, ...] = (
 SPEC_RULES: tuple[Rule, ...] = (
     *STAGE_RULES,
     *PREFERENCE_RULES,
+    *ONLINE_RULES,
+    *GRPO_RULES,
+    *PPO_RULES,
+    *REWARD_RULES,
     *TUNING_RULES,
     *EVALUATION_RULES,
     *MODEL_RULES,

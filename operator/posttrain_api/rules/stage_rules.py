@@ -11,6 +11,8 @@ from typing import Any
 from posttrain_api.rules.types import Rule, cel_has, excludes, get, has, needs
 
 PAIRED = ("RewardModel", "Preference")
+PROMPTED = ("SFT", *PAIRED, "RL")
+COMPARED = ("Preference", "RL")
 SMOOTHED = ("DPO", "RobustDPO")
 
 
@@ -43,12 +45,12 @@ STAGE_RULES: tuple[Rule, ...] = (
     _only(
         ("SFT",),
         "data.lossOn",
-        "leave it out: pre-training learns every token, the stages with pairs their answers",
+        "leave it out: pre-training learns every token, the other stages their answers",
         ("Completion", "Assistant"),
     ),
     _only(("Pretrain", "SFT"), "data.lossOn", "leave it out: the answers count", ("All",)),
-    _only(("SFT", *PAIRED), "model.chatTemplate", "leave it out: pre-training reads plain text"),
-    _only(("SFT", *PAIRED), "data.maxPromptLength", "leave it out: a plain text has no prompt"),
+    _only(PROMPTED, "model.chatTemplate", "leave it out: pre-training reads plain text"),
+    _only(PROMPTED, "data.maxPromptLength", "leave it out: a plain text has no prompt"),
     excludes(
         "spec.data",
         ".maxPromptLength",
@@ -56,10 +58,20 @@ STAGE_RULES: tuple[Rule, ...] = (
         lambda data: has(data, "maxPromptLength") and get(data, "lossOn") in ("Assistant", "All"),
         ("means nothing with lossOn Assistant or All", "remove it: no prompt is set apart there, maxLength holds"),
     ),
-    _only(("Preference",), "algorithm", "remove it: the stage has one loss"),
+    _only(COMPARED, "algorithm", "remove it: the stage has one loss"),
     _only(("Preference",), "preference", "remove it, or write stage: Preference"),
-    _only(("Preference",), "reference", "remove it: nothing is compared with another model here"),
+    _only(COMPARED, "reference", "remove it: nothing is compared with another model here"),
     _only(("RewardModel",), "rewardModel", "remove it, or write stage: RewardModel"),
+    _only(
+        ("Pretrain", "SFT", *PAIRED),
+        "data.tooLong",
+        "write Skip or Fail: a prompt cut short asks something else",
+        ("Truncate",),
+    ),
+    *(
+        _only(("RL",), field, "remove it, or write stage: RL")
+        for field in ("rewards", "rollout", "grpo", "ppo", "rloo", "critic")
+    ),
 )
 
 

@@ -113,9 +113,9 @@ EVALUATION_RULES: tuple[Rule, ...] = (
     needs(
         "spec.evaluation",
         ".goal",
-        "!has(self.metric) || self.metric == 'eval_loss' || has(self.goal)",
-        lambda evaluation: get(evaluation, "metric") in (None, "eval_loss") or has(evaluation, "goal"),
-        ("must be said for another metric than eval_loss", "write goal: Maximize or goal: Minimize"),
+        "!has(self.metric) || self.metric in ['eval_loss', 'eval_reward'] || has(self.goal)",
+        lambda evaluation: get(evaluation, "metric") in (None, "eval_loss", "eval_reward") or has(evaluation, "goal"),
+        ("must be said for another metric than eval_loss and eval_reward", "write goal: Maximize or goal: Minimize"),
     ),
     excludes(
         "spec.data.eval[]",

@@ -69,6 +69,15 @@ def whole(node: Any, path: str, default: int) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def positive(node: Any, path: str, default: bool) -> bool:
+    """Whether the number at the path is more than 0; `default` where there is none, True where no number stands
+    there."""
+    value = get(node, path)
+    if value is None:
+        return default
+    return not isinstance(value, (int, float)) or isinstance(value, bool) or value > 0
+
+
 def matches(value: Any, pattern: str) -> bool:
     """Whether the text is wholly of this form; what is no text passes (the schema refuses it)."""
     return not isinstance(value, str) or re.fullmatch(pattern, value) is not None

@@ -57,7 +57,9 @@ def _no_escape(uri: object) -> bool:
     return not isinstance(uri, str) or re.fullmatch(PARENT_STEP, uri) is None
 
 
-_MODEL_NODES = ("spec.model.uri", "spec.model.scratch.tokenizer.uri", "spec.reference.uri")
+_BESIDE = ("spec.reference", "spec.critic.model", "spec.rewards[].model")
+"""Models beside the one that is trained."""
+_MODEL_NODES = ("spec.model.uri", "spec.model.scratch.tokenizer.uri", *(f"{node}.uri" for node in _BESIDE))
 _DATA_NODES = ("spec.data.train[].uri", "spec.data.eval[].uri")
 _CHECKPOINT_NODE = ("spec.checkpoint.from.uri",)
 _SETS = ("spec.data.train[]", "spec.data.eval[]")
@@ -83,7 +85,7 @@ URI_RULES: tuple[Rule, ...] = (
         holds=_no_escape,
     ),
     _only_for(
-        ("spec.model", "spec.model.scratch.tokenizer", "spec.reference", *_SETS),
+        ("spec.model", "spec.model.scratch.tokenizer", *_BESIDE, *_SETS),
         "secretRef",
         ("hf://", "s3://", "gs://"),
     ),

@@ -15,7 +15,9 @@ from posttrain_api.spec.data import Data
 from posttrain_api.spec.deepspeed import DeepSpeed
 from posttrain_api.spec.fields import NAMED, ObjectName, SpecModel, optional, required
 from posttrain_api.spec.objectives import Preference, PreferenceAlgorithm, RewardModel
+from posttrain_api.spec.online import GRPO, PPO, RLOO, Critic, OnlineAlgorithm, Rollout
 from posttrain_api.spec.references import ModelRef, ReferenceRef
+from posttrain_api.spec.rewards import Rewards
 from posttrain_api.spec.run import EnvVar, PullSecret, Resources, RunPolicy, Storage
 from posttrain_api.spec.training import CheckpointPolicy, Evaluation, Lora, OutputPolicy, Training
 
@@ -25,13 +27,17 @@ __all__ = ["JobSpec"]
 class JobSpec(SpecModel):
     """What is trained, on what, how, and where. Editable until the job starts; then only suspend and runPolicy are."""
 
-    stage: Literal["Pretrain", "SFT", "RewardModel", "Preference"] = required(
+    stage: Literal["Pretrain", "SFT", "RewardModel", "Preference", "RL"] = required(
         "What is trained: Pretrain learns every token of plain text, SFT the answers to prompts, RewardModel to score "
-        "answers and Preference to prefer them, both from pairs of a chosen and a rejected one",
+        "answers and Preference to prefer them, both from pairs of a chosen and a rejected one, RL to answer so that "
+        "rewards are high, from completions that it samples itself",
         example="SFT",
     )
-    algorithm: PreferenceAlgorithm | None = optional(
-        "Which loss stage Preference uses; cDPO is DPO with preference.labelSmoothing", default="DPO", example="IPO"
+    algorithm: Literal[PreferenceAlgorithm, OnlineAlgorithm] | None = optional(
+        "How stages Preference and RL learn. Preference: DPO, IPO, Hinge, RobustDPO, APOZero, APODown or SimPO (cDPO "
+        "is DPO with preference.labelSmoothing); RL: GRPO, PPO or RLOO",
+        default="Preference: DPO; RL: GRPO",
+        example="IPO",
     )
     tuning: Literal["Full", "LoRA"] | None = optional(
         "Full changes every weight, LoRA trains small adapters. Outside Pretrain this or a lora "
@@ -45,7 +51,8 @@ class JobSpec(SpecModel):
         "The model that training starts from", example={"uri": "hf://Qwen/Qwen2.5-1.5B-Instruct"}
     )
     reference: ReferenceRef | None = optional(
-        "Stage Preference (not SimPO): the model that the policy is compared with; without it the starting model",
+        "Stage Preference (not SimPO) and stage RL with a KL term: the model that the policy is compared with; without "
+        "it the starting model",
         example={"fromJob": {"name": "sft"}},
     )
     data: Data = required(
@@ -54,6 +61,20 @@ class JobSpec(SpecModel):
     training: Training | None = optional("Optimizer, schedule and length", example={"epochs": 3, "batchSize": 64})
     preference: Preference | None = optional("What stage Preference learns by", example={"beta": 0.05})
     reward_model: RewardModel | None = optional("What stage RewardModel learns by", example={"centering": 0.01})
+    rollout: Rollout | None = optional(
+        "Stage RL: how completions are sampled. One step of the stage is one rollout and its updates; maxSteps and "
+        "everySteps count rollouts",
+        example={"maxNewTokens": 1024},
+    )
+    rewards: Rewards | None = optional(
+        "Stage RL: what is rewarded; the weighted sum counts. At least one is needed there",
+        default="none",
+        example=[{"math": {"column": "answer"}}],
+    )
+    grpo: GRPO | None = optional("Stage RL with algorithm GRPO", example={"groupSize": 16, "beta": 0.04})
+    ppo: PPO | None = optional("Stage RL with algorithm PPO", example={"klCoefficient": 0.02})
+    rloo: RLOO | None = optional("Stage RL with algorithm RLOO", example={"groupSize": 8})
+    critic: Critic | None = optional("The value model of algorithm PPO", example={"initFrom": "RewardModel"})
     deepspeed: DeepSpeed | None = optional("DeepSpeed", example={"zeroStage": 2})
     evaluation: Evaluation | None = optional(
         "When data.eval is evaluated and what is kept as the best", example={"everySteps": 100, "keepBest": True}

@@ -112,16 +112,23 @@ class Data(SpecModel):
         example=[{"uri": "pvc://datasets/gsm8k/train.jsonl"}],
     )
     eval: Annotated[tuple[DataSource, ...], Field(min_length=1, max_length=MAX_SOURCES)] | None = optional(
-        "Data sets for the evaluation loss", default="none", example=[{"uri": "pvc://datasets/gsm8k/test.jsonl"}]
+        "Data sets to evaluate on: the loss, in stage RL the reward of sampled completions",
+        default="none",
+        example=[{"uri": "pvc://datasets/gsm8k/test.jsonl"}],
     )
     max_length: int | None = optional(
-        "Longest sequence, prompt and answer together", unit="tokens", default="2048", example=1024, ge=8, le=1048576
+        "Longest sequence, prompt and answer together. Stage RL: prompts have what rollout.maxNewTokens leaves of it",
+        unit="tokens",
+        default="2048; RL: maxPromptLength (1536 unless said) + rollout.maxNewTokens",
+        example=1024,
+        ge=8,
+        le=1048576,
     )
     max_prompt_length: int | None = optional(
         "Longest prompt; a row with a longer one is too long, and is never cut to it (not for stage Pretrain, nor with "
         "lossOn Assistant or All)",
         unit="tokens",
-        default="no limit but maxLength",
+        default="no limit but maxLength; RL: what rollout.maxNewTokens leaves of maxLength",
         example=512,
         ge=1,
         le=1048576,
@@ -133,7 +140,8 @@ class Data(SpecModel):
         example="Completion",
     )
     too_long: Literal["Skip", "Split", "Truncate", "Fail"] | None = optional(
-        "What happens to sequences above maxLength; Split (Pretrain only) cuts them into pieces. "
+        "What happens to sequences above maxLength; Split (Pretrain only) cuts them into pieces, Truncate (not in RL) "
+        "cuts them off. "
         "They are counted apart from bad rows",
         default="Skip; Pretrain: Split",
         example="Truncate",

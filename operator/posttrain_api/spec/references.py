@@ -148,7 +148,7 @@ class ModelRef(SpecModel):
 
 
 class ReferenceRef(SpecModel):
-    """A model that is compared with and never changed: exactly one of uri and fromJob."""
+    """A model beside the one that is trained: exactly one of uri and fromJob."""
 
     uri: str | None = optional(
         "Where the model is: hf://org/name[@revision], s3://bucket/folder, gs://bucket/folder, pvc://claim/path or "

@@ -50,18 +50,24 @@ class Lora(SpecModel):
 
 
 class Training(SpecModel):
-    """One optimizer step takes batchSize sequences of the whole job, whatever nodes, ranks and micro-batches."""
+    """One optimizer step takes batchSize sequences (RL: prompts with all their completions) of the whole job, whatever
+    nodes, ranks and micro-batches."""
 
     epochs: float | None = optional(
         "Passes over the training data; epochs or maxSteps", default="1", example=3, gt=0, le=100000
     )
     max_steps: int | None = optional(
-        "Optimizer steps; epochs or maxSteps", unit="steps", default="from epochs", example=500, ge=1, le=MAX_STEPS
+        "Optimizer steps, in RL rollouts; epochs or maxSteps",
+        unit="steps",
+        default="from epochs",
+        example=500,
+        ge=1,
+        le=MAX_STEPS,
     )
     batch_size: int | None = optional(
-        "Sequences, or pairs of them, per optimizer step of the whole job",
+        "Sequences, or pairs of them, or in RL prompts, per optimizer step of the whole job",
         unit="sequences",
-        default="64",
+        default="64; RL 32",
         example=128,
         ge=1,
         le=1048576,
@@ -77,13 +83,13 @@ class Training(SpecModel):
     learning_rate: float | None = optional(
         "Highest learning rate of AdamW",
         default="SFT 2e-4 with LoRA, 1e-5 full; RewardModel 1e-4 with LoRA, 1e-5 full; Preference 5e-6 with LoRA, "
-        "5e-7 full; Pretrain 3e-4",
+        "5e-7 full; RL 1e-5 with LoRA, 1e-6 full; Pretrain 3e-4",
         example=1e-4,
         gt=0,
         le=10,
     )
     schedule: Literal["Cosine", "Linear", "Constant"] | None = optional(
-        "Course of the learning rate after warm-up", default="Cosine", example="Linear"
+        "Course of the learning rate after warm-up", default="Cosine; RL Constant", example="Linear"
     )
     warmup_steps: int | None = optional(
         "Steps of linear warm-up",
@@ -142,15 +148,15 @@ class Evaluation(SpecModel):
     )
     metric: str | None = optional(
         "Which metric decides what is best, by its name in metrics.jsonl (with keepBest)",
-        default="eval_loss",
+        default="eval_loss; RL eval_reward",
         example="eval_accuracy",
         min_length=1,
         max_length=64,
         pattern=r"^[A-Za-z][A-Za-z0-9_./-]*$",
     )
     goal: Literal["Minimize", "Maximize"] | None = optional(
-        "Whether less or more of the metric is better; must be said for another metric than eval_loss",
-        default="Minimize",
+        "Whether less or more of the metric is better; must be said for another metric than eval_loss and eval_reward",
+        default="Minimize; eval_reward Maximize",
         example="Maximize",
     )
 

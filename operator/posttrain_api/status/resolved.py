@@ -13,6 +13,15 @@ from pydantic import Field, WithJsonSchema
 
 from posttrain_api.base import Model
 from posttrain_api.spec.fields import optional
+from posttrain_api.status.online import (
+    ResolvedCritic,
+    ResolvedGRPO,
+    ResolvedPlace,
+    ResolvedPPO,
+    ResolvedRewards,
+    ResolvedRLOO,
+    ResolvedRollout,
+)
 from posttrain_api.status.parts import BIG, DIGEST, URI
 
 AutoOrNumber = Annotated[int | str, WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 16})]
@@ -66,15 +75,6 @@ class ResolvedSecretRef(Model):
     """spec.model.secretRef, of a chain that of its first job."""
 
     name: Text | None = optional("Name of the Secret", example="hf-token")
-
-
-class ResolvedReference(Model):
-    """spec.reference."""
-
-    uri: Annotated[str, Field(max_length=URI)] | None = optional(
-        "Where the model is", example="pvc://runs/sft/3f0c/output"
-    )
-    adapters: Uris | None = optional("Adapters merged into it, oldest first", example=["pvc://runs/sft/3f0c/output"])
 
 
 class ResolvedModel(Model):
@@ -237,7 +237,7 @@ class ResolvedSpec(Model):
     tuning: Word | None = optional("Tuning", example="LoRA")
     lora: ResolvedLora | None = optional("Adapters", example={"rank": 16})
     model: ResolvedModel | None = optional("Starting model", example={"uri": "hf://Qwen/Qwen2.5-1.5B-Instruct"})
-    reference: ResolvedReference | None = optional(
+    reference: ResolvedPlace | None = optional(
         "Model that the policy is compared with, where it is not the starting model",
         example={"uri": "pvc://runs/sft/3f0c/output"},
     )
@@ -245,6 +245,12 @@ class ResolvedSpec(Model):
     training: ResolvedTraining | None = optional("Optimizer, schedule, length", example={"batchSize": 64})
     preference: ResolvedPreference | None = optional("Preference loss", example={"beta": 0.1})
     reward_model: ResolvedRewardModel | None = optional("Reward model", example={"centering": 0})
+    rollout: ResolvedRollout | None = optional("Sampling", example={"maxNewTokens": 512})
+    rewards: ResolvedRewards | None = optional("Rewards", example=[{"name": "math"}])
+    grpo: ResolvedGRPO | None = optional("GRPO", example={"groupSize": 8})
+    ppo: ResolvedPPO | None = optional("PPO", example={"epochs": 4})
+    rloo: ResolvedRLOO | None = optional("RLOO", example={"groupSize": 4})
+    critic: ResolvedCritic | None = optional("PPO's critic", example={"shared": True})
     deepspeed: ResolvedDeepSpeed | None = optional("DeepSpeed", example={"zeroStage": "Auto"})
     evaluation: ResolvedEvaluation | None = optional("Evaluation", example={"everySteps": 100})
     checkpoint: ResolvedCheckpoint | None = optional("Saved states", example={"everySeconds": 1800})

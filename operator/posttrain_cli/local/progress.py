@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 WIDTH = 30
+FIGURES = ("loss", "eval_loss", "reward", "eval_reward")
 QUIET_SECONDS = 10.0
 
 
@@ -66,7 +67,7 @@ class Bar:
     def text(self, record: dict[str, Any]) -> str:
         """`name [####......] 40/100 loss=0.41 eval_loss=0.5`."""
         step = int(record.get("step", 0))
-        figures = " ".join(f"{key}={record[key]:.4g}" for key in ("loss", "eval_loss") if key in record)
+        figures = " ".join(f"{key}={record[key]:.4g}" for key in FIGURES if key in record)
         if not self.total:
             return f"{self.name} step {step} {figures}".rstrip()
         filled = min(WIDTH, WIDTH * step // self.total)

@@ -23,8 +23,9 @@ def build(plan: Plan, status: StatusEndpoint | None) -> dict[str, Any]:
     nodes = plan.config.topology.nodes
     replicas = {"Master": _replica(1, pod_template(plan, status, metrics=True))}
     if nodes > 1:
-        # Only the first pod fetches, so only it has a use for the secrets.
-        replicas["Worker"] = _replica(nodes - 1, pod_template(replace(plan, secrets=()), status, metrics=False))
+        # Only the first pod fetches; the others have a use for the tokens of reward servers alone.
+        others = replace(plan, secrets=plan.shared_secrets)
+        replicas["Worker"] = _replica(nodes - 1, pod_template(others, status, metrics=False))
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,

@@ -16,11 +16,12 @@ from posttrain_api import names
 from posttrain_api.base import canonical_json
 from posttrain_api.job import Job
 from posttrain_api.trainer import JobIdentity, TrainerConfig
-from posttrain_operator.plan import objectives, pods
+from posttrain_operator.plan import objectives, online, pods
 from posttrain_operator.plan.chain import ModelPlace
 from posttrain_operator.plan.context import Context, context_of
 from posttrain_operator.plan.model import model_config, model_place, reference_config, reference_place
 from posttrain_operator.plan.resolved import Chosen, resolved_values
+from posttrain_operator.plan.rewards import RewardPlace, reward_configs, reward_places
 from posttrain_operator.plan.sources import Location
 from posttrain_operator.plan.training import (
     checkpoint_config,
@@ -31,21 +32,6 @@ from posttrain_operator.plan.training import (
     training_config,
 )
 from posttrain_operator.plan.types import Parent, Plan, PlanSettings
-
-
-def dependencies(job: Job) -> tuple[str, ...]:
-    """Names of the jobs that must have succeeded first, each once, in the spec's order."""
-    start = job.spec.checkpoint.from_ if job.spec.checkpoint else None
-    reference = job.spec.reference.from_job if job.spec.reference else None
-    references = (job.spec.model.from_job, reference, start.from_job if start else None)
-    return tuple(dict.fromkeys(found.name for found in references if found))
-
-
-def ancestors(job: Job) -> tuple[str, ...]:
-    """Of the dependencies those that the model comes from: all but the reference."""
-    start = job.spec.checkpoint.from_ if job.spec.checkpoint else None
-    references = (job.spec.model.from_job, start.from_job if start else None)
-    return tuple(dict.fromkeys(found.name for found in references if found))
 
 
 def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) -> Plan:
@@ -71,6 +57,7 @@ def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) 
         claims=locations.all("claims"),
         config_maps=locations.all("config_maps"),
         secrets=locations.all("secrets"),
+        shared_secrets=locations.shared_secrets(),
         env=pods.environment(context, config.topology, pod),
         rendezvous_port=settings.rendezvous_port,
         metrics_port=settings.metrics_port,
@@ -89,6 +76,8 @@ class _Locations:
 
     model: ModelPlace | None
     reference: ModelPlace | None
+    critic: ModelPlace | None
+    rewards: tuple[RewardPlace, ...]
     train: tuple[Location, ...]
     eval: tuple[Location, ...]
     checkpoint: Location | None
@@ -96,20 +85,34 @@ class _Locations:
     @classmethod
     def of(cls, context: Context) -> _Locations:
         """Locates them all; PlanError on the first that cannot be."""
-        train, evaluation = data_locations(context, "train"), data_locations(context, "eval")
-        return cls(model_place(context), reference_place(context), train, evaluation, checkpoint_location(context))
+        return cls(
+            model=model_place(context),
+            reference=reference_place(context),
+            critic=online.critic_place(context),
+            rewards=reward_places(context),
+            train=data_locations(context, "train"),
+            eval=data_locations(context, "eval"),
+            checkpoint=checkpoint_location(context),
+        )
 
     def all(self, kind: str) -> tuple[str, ...]:
         """Sorted names of the claims, config_maps or secrets that all places need."""
-        models = [place for model in (self.model, self.reference) if model for place in model.places]
-        places = [*models, *self.train, *self.eval, *([self.checkpoint] if self.checkpoint else [])]
-        return tuple(sorted(frozenset().union(*(getattr(place, kind) for place in places))))
+        models = (self.model, self.reference, self.critic, *(reward.model for reward in self.rewards))
+        places = [place for model in models if model for place in model.places]
+        places += [*self.train, *self.eval, *([self.checkpoint] if self.checkpoint else [])]
+        needed = [getattr(place, kind) for place in places]
+        needed += [getattr(reward, kind) for reward in self.rewards] if kind != "claims" else []
+        return tuple(sorted(frozenset().union(*needed)))
+
+    def shared_secrets(self) -> tuple[str, ...]:
+        """Of the secrets those that every pod needs."""
+        return tuple(sorted(frozenset().union(*(reward.secrets for reward in self.rewards))))
 
 
 def _trainer_config(context: Context, locations: _Locations) -> TrainerConfig:
     job, spec = context.job, context.spec
     folder = names.run_path(job.name, job.uid)
-    model = model_config(context, locations.model)
+    model, training = model_config(context, locations.model), training_config(context)
     return TrainerConfig(
         job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
         stage=spec.stage,
@@ -119,11 +122,17 @@ def _trainer_config(context: Context, locations: _Locations) -> TrainerConfig:
         model=model,
         reference=reference_config(locations.reference),
         data=data_config(context, locations.train, locations.eval),
-        training=training_config(context),
+        training=training,
         zero_stage=objectives.zero_stage(context),
         deepspeed=objectives.deepspeed_config(context),
         preference=objectives.preference_config(context),
         reward_model=objectives.reward_model_config(context),
+        rollout=online.rollout_config(context, training.batch_size),
+        rewards=reward_configs(context, locations.rewards),
+        grpo=online.grpo_config(context),
+        ppo=online.ppo_config(context),
+        rloo=online.rloo_config(context),
+        critic=online.critic_config(context, locations.critic, training.learning_rate),
         evaluation=objectives.evaluation_config(context),
         checkpoint=checkpoint_config(context, locations.checkpoint),
         merge_adapter=bool(spec.output and spec.output.merge_adapter),

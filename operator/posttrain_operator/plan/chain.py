@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from posttrain_api.reasons import Reason
 from posttrain_api.spec.references import JobRef, ModelJobRef, ObjectRef
@@ -20,6 +20,8 @@ from posttrain_operator.plan.errors import PlanError, refuse
 from posttrain_operator.plan.sources import Location, locate
 from posttrain_operator.plan.types import Parent
 
+Kind = Literal["answers", "scores", "either"]
+"""What a model has to do where it is named."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -55,16 +57,24 @@ def parent_of(context: Context, reference: JobRef, path: str) -> Parent:
     return parent
 
 
-def trained(context: Context, reference: ModelJobRef, path: str) -> ModelPlace:
+def trained(context: Context, reference: ModelJobRef, path: str, kind: Kind) -> ModelPlace:
     """The model that the parent has trained, its output or its best; with the chain below it where it is an adapter."""
     parent = parent_of(context, reference, path)
-    if parent.stage == "RewardModel" and not (context.spec.stage == "RewardModel" and path == "spec.model.fromJob"):
-        raise _unsupported(f"{path}.name", "names a reward model, which scores and cannot answer", parent.name)
+    _check_kind(parent, kind, path)
     uri = _uri(parent, reference, path)
     if not uri.startswith("pvc://"):
         raise _unsupported(f"{path}.name", "names a job whose output is on no claim", uri)
     model = locate(uri, None, context.settings, f"{path}.name")
     return _laid_on(context, parent, model, path) if parent.output.format == "peft" else ModelPlace(model)
+
+
+def _check_kind(parent: Parent, kind: Kind, path: str) -> None:
+    """The empty stage of a job that nobody has seen is any."""
+    if kind == "answers" and parent.stage == "RewardModel":
+        raise _unsupported(f"{path}.name", "names a reward model, which scores and cannot answer", parent.name)
+    if kind == "scores" and parent.stage not in ("RewardModel", ""):
+        rule = f"names a job of stage {parent.stage}, whose model answers and cannot score"
+        raise _unsupported(f"{path}.name", rule, parent.name)
 
 
 def _unsupported(path: str, rule: str, value: object) -> PlanError:

@@ -12,9 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from posttrain_api.rules.online_rules import BATCH_SIZE
+
 Tuning = Literal["Full", "LoRA"]
 
 MAX_LENGTH = 2048
+PROMPT_LENGTH = 1536
+"""Of stage RL where nothing is said of lengths; with MAX_NEW_TOKENS the usual MAX_LENGTH."""
 TOKENS_PER_MICRO_BATCH = 8192
 LORA_RANK = 16
 CHECKPOINT_SECONDS = 1800
@@ -30,6 +34,8 @@ SHARED_MEMORY_GIB_CPU = 1
 BETA = 0.1
 BETA_SIMPO = 2.0
 GAMMA_BETA_RATIO = 0.5
+CRITIC_RATE_FACTOR = 10.0
+"""The critic learns faster than the policy may move."""
 MAX_OVERRIDES_BYTES = 16384
 """Of deepspeed.overrides as JSON: they are copied into the job's ConfigMap and its status."""
 
@@ -71,6 +77,8 @@ TABLE: dict[tuple[str, Tuning], Defaults] = {
     ("RewardModel", "Full"): Defaults(learning_rate=1e-5, weight_decay=0.01),
     ("Preference", "LoRA"): Defaults(learning_rate=5e-6, weight_decay=0.0),
     ("Preference", "Full"): Defaults(learning_rate=5e-7, weight_decay=0.0),
+    ("RL", "LoRA"): Defaults(learning_rate=1e-5, weight_decay=0.0, batch_size=BATCH_SIZE, schedule="Constant"),
+    ("RL", "Full"): Defaults(learning_rate=1e-6, weight_decay=0.0, batch_size=BATCH_SIZE, schedule="Constant"),
 }
 
 

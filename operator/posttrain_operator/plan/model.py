@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from posttrain_api.places import Source
+from posttrain_api.rules.online_rules import MAX_NEW_TOKENS
 from posttrain_api.rules.types import matches
 from posttrain_api.rules.uris import PINNED
+from posttrain_api.spec.online import Rollout
+from posttrain_api.spec.references import ReferenceRef
 from posttrain_api.spec.references import Scratch as ScratchSpec
+from posttrain_api.spec.rewards import RewardModelRef
 from posttrain_api.trainer import ModelConfig, ReferenceConfig, Scratch
-from posttrain_operator.plan.chain import ModelPlace, trained
+from posttrain_operator.plan.chain import Kind, ModelPlace, trained
 from posttrain_operator.plan.context import Context
-from posttrain_operator.plan.defaults import MAX_LENGTH
+from posttrain_operator.plan.defaults import MAX_LENGTH, PROMPT_LENGTH
 from posttrain_operator.plan.errors import refuse
 from posttrain_operator.plan.sources import locate
 
 
 def max_length(context: Context) -> int:
-    """Longest sequence: said, or 2048, or what a model from scratch is made for where that is less."""
+    """Longest sequence: said, or 2048, or what a model from scratch is made for where that is less; in stage RL, unless
+    said, the longest prompt and the longest completion together."""
     spec = context.spec
     if spec.data.max_length is not None:
         return spec.data.max_length
+    if spec.stage == "RL":
+        new = (spec.rollout or Rollout()).max_new_tokens or MAX_NEW_TOKENS
+        return (spec.data.max_prompt_length or PROMPT_LENGTH) + new
     made_for = spec.model.scratch.max_length if spec.model.scratch else None
     return min(MAX_LENGTH, made_for or MAX_LENGTH)
 
@@ -30,7 +38,8 @@ def model_place(context: Context) -> ModelPlace | None:
         said = model.secret_ref.name if model.secret_ref else None
         return ModelPlace(locate(model.uri, model.secret_ref, context.settings, "spec.model.uri"), base_secret=said)
     if model.from_job is not None:
-        return _pinned_code(context, trained(context, model.from_job, "spec.model.fromJob"))
+        kind: Kind = "either" if context.spec.stage == "RewardModel" else "answers"
+        return _pinned_code(context, trained(context, model.from_job, "spec.model.fromJob", kind))
     tokenizer = model.scratch.tokenizer if model.scratch else None
     if tokenizer is None:
         return None
@@ -54,12 +63,15 @@ def _pinned_code(context: Context, place: ModelPlace) -> ModelPlace:
 def reference_place(context: Context) -> ModelPlace | None:
     """Where the model is that the policy is compared with; None: it is the starting model."""
     said = context.spec.reference
-    if said is None:
-        return None
+    return beside_place(context, said, "spec.reference", "answers") if said else None
+
+
+def beside_place(context: Context, said: ReferenceRef | RewardModelRef, path: str, kind: Kind) -> ModelPlace:
+    """Where a model beside the policy is; `path` of its field, `kind`: what it must be able to do."""
     if said.from_job is not None:
-        return trained(context, said.from_job, "spec.reference.fromJob")
+        return trained(context, said.from_job, f"{path}.fromJob", kind)
     assert said.uri is not None  # the one-of rule
-    return ModelPlace(locate(said.uri, said.secret_ref, context.settings, "spec.reference.uri"))
+    return ModelPlace(locate(said.uri, said.secret_ref, context.settings, f"{path}.uri"))
 
 
 def reference_config(place: ModelPlace | None) -> ReferenceConfig | None:

@@ -7,18 +7,20 @@ from typing import Literal
 
 from posttrain_api.deepspeed_keys import refused_keys
 from posttrain_api.spec.deepspeed import DeepSpeed
-from posttrain_api.spec.objectives import Preference, PreferenceAlgorithm, RewardModel
+from posttrain_api.spec.objectives import Preference, RewardModel
 from posttrain_api.spec.training import Evaluation
-from posttrain_api.trainer import DeepSpeedConfig, EvaluationConfig, PreferenceConfig, RewardModelConfig
+from posttrain_api.trainer import Algorithm, DeepSpeedConfig, EvaluationConfig, PreferenceConfig, RewardModelConfig
 from posttrain_operator.plan.context import Context
 from posttrain_operator.plan.defaults import BETA, BETA_SIMPO, GAMMA_BETA_RATIO, MAX_OVERRIDES_BYTES
 from posttrain_operator.plan.errors import refuse
 from posttrain_operator.plan.training import pick
 
+_FIRST: dict[str, Algorithm] = {"Preference": "DPO", "RL": "GRPO"}
 
-def algorithm(context: Context) -> PreferenceAlgorithm | None:
-    """DPO where stage Preference says nothing; None in other stages."""
-    return (context.spec.algorithm or "DPO") if context.spec.stage == "Preference" else None
+
+def algorithm(context: Context) -> Algorithm | None:
+    """DPO where stage Preference says nothing, GRPO where RL does; None in other stages."""
+    return context.spec.algorithm or _FIRST.get(context.spec.stage)
 
 
 def preference_config(context: Context) -> PreferenceConfig:
@@ -40,12 +42,13 @@ def reward_model_config(context: Context) -> RewardModelConfig:
 
 
 def evaluation_config(context: Context) -> EvaluationConfig:
-    """When data.eval is evaluated, and what is best."""
+    """When data.eval is evaluated, and what is best: the loss, in stage RL the reward."""
     said = context.spec.evaluation or Evaluation()
+    metric = said.metric or ("eval_reward" if context.spec.stage == "RL" else "eval_loss")
     return EvaluationConfig(
         every_steps=said.every_steps,
-        metric=said.metric or "eval_loss",
-        goal=said.goal or "Minimize",
+        metric=metric,
+        goal=said.goal or ("Maximize" if metric == "eval_reward" else "Minimize"),
         keep_best=bool(said.keep_best),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain_api.records import Resolved
 from posttrain_api.trainer import TrainerConfig
+from posttrain_operator.plan.resolved_online import online_values, place
 from posttrain_operator.plan.types import Placement, Resources
 
 _TRAINING_NAMES = (
@@ -76,8 +77,8 @@ def _objective(config: TrainerConfig) -> dict[str, Any]:
     """The block of the stage: only what its algorithm reads."""
     if config.stage == "RewardModel":
         return {"rewardModel": config.reward_model.to_wire()}
-    if config.algorithm is None:
-        return {}
+    if config.stage != "Preference" or config.algorithm is None:
+        return online_values(config)
     meant = _MEANT.get(config.algorithm, ("beta", "sftWeight", "cacheReference"))
     wire = config.preference.to_wire()
     return {"preference": {name: wire[name] for name in meant}}
@@ -89,10 +90,7 @@ def _deepspeed(config: TrainerConfig) -> dict[str, Any]:
 
 
 def _reference(config: TrainerConfig) -> dict[str, Any] | None:
-    if config.reference is None:
-        return None
-    adapters = [adapter.uri for adapter in config.reference.adapters]
-    return {"uri": config.reference.source.uri, **({"adapters": adapters} if adapters else {})}
+    return place(config.reference.source, config.reference.adapters) if config.reference else None
 
 
 def _model(config: TrainerConfig, secret: str | None) -> dict[str, Any]:

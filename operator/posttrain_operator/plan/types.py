@@ -84,6 +84,9 @@ class Plan:
     claims: tuple[str, ...]
     config_maps: tuple[str, ...]
     secrets: tuple[str, ...]
+    """In the first pod, which fetches."""
+    shared_secrets: tuple[str, ...]
+    """Of these what every pod mounts."""
     env: Mapping[str, str]
     """The user's literals and what the trainer needs; without what only a pod knows (its name, its node)."""
     rendezvous_port: int

@@ -16,8 +16,9 @@ from posttrain_api.job import InvalidJob, Job, parse_job
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Best, Checkpoint, Output
 from posttrain_operator.facts import Intent
-from posttrain_operator.plan.build import ancestors, build_plan, dependencies
+from posttrain_operator.plan.build import build_plan
 from posttrain_operator.plan.errors import PlanError
+from posttrain_operator.plan.parents import ancestors, dependencies, taken_at_best
 from posttrain_operator.plan.types import Parent, PlanSettings
 
 
@@ -136,15 +137,14 @@ def _parent(relative: Relative) -> Parent | None:
 
 
 def _lineage(job: Job, family: Family) -> tuple[Mapping[str, Any], ...]:
-    """The parents' own lineage, then the parents; each job once, oldest first. A reference is no ancestor; of a best
-    model no digest is known."""
+    """The parents' own lineage, then the parents; each job once, oldest first. A reference is no ancestor, a reward
+    model is; of a best model no digest is known."""
     entries: dict[str, Mapping[str, Any]] = {}
-    model = job.spec.model.from_job
+    best = taken_at_best(job)
     for name in ancestors(job):
         relative = family[name]
         own = {"job": name, "uid": relative.uid, "stage": relative.stage}
-        best = model is not None and model.name == name and model.checkpoint == "Best"
-        digest = None if best else (relative.output or {}).get("digest")
+        digest = None if name in best else (relative.output or {}).get("digest")
         for entry in (*relative.lineage, {**own, **({"outputDigest": digest} if digest else {})}):
             entries.setdefault(str(entry.get("uid")), entry)
     return tuple(entries.values())[-64:]
