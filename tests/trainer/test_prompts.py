@@ -165,8 +165,10 @@ def test_the_prompt_is_no_column_for_a_reward(tmp_path: Path, words: Vocabulary)
     )
 
 
-@pytest.mark.parametrize("missing", [{"prompt": "q"}, {"prompt": "q", "answer": None}])
-def test_a_row_without_the_column_is_a_bad_row(tmp_path: Path, words: Vocabulary, missing: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "missing", [{"prompt": "q"}, {"prompt": "q", "answer": None}, '{"prompt": "q", "answer": NaN}'], ids=str
+)
+def test_a_row_without_the_column_is_a_bad_row(tmp_path: Path, words: Vocabulary, missing: Any) -> None:
     failure = failure_of(tmp_path, rl_job(tmp_path, [*questions(4), missing]), words)
     assert failure.reason is Reason.DATA_ROWS_REJECTED
     assert "line 5: no answer, which math.column of reward 'right' names" in failure.message

@@ -53,13 +53,12 @@ class Columns:
 
     def record(self, values: Mapping[str, Any]) -> str:
         """One line of JSON. RowRefused where a column that a reward names is missing or cannot be given to it."""
+        held = {name: self._held(name, value) for name, value in values.items() if name != self.prompt}
         for name, field in self.needed.items():
-            if values.get(name) is None:
+            if held.get(name) is None:
                 found = ", ".join(sorted(values)) or "none"
                 raise RowRefused("MissingColumn", f"no {name}, which {field} names; the row has: {found}")
-        text = json.dumps(
-            {name: self._held(name, value) for name, value in values.items() if name != self.prompt}, ensure_ascii=False
-        )
+        text = json.dumps(held, ensure_ascii=False)
         require_unicode(text, "a column")
         return text
 
