@@ -12,7 +12,7 @@ from posttrain_api.online import RewardConfig
 from posttrain_trainer.rewards.base import Completion
 from posttrain_trainer.rewards.reward_set import RewardSet
 
-FUNCTIONS = '''
+FUNCTIONS = """
 import asyncio, fractions, os, signal, subprocess, sys, threading, time
 import numpy as np
 from helper import NUMBER
@@ -71,7 +71,7 @@ def once(completions, folder):
 def on_rank_1(completions, rank):
     if rank[0] == 1: raise ValueError("only here")
     return [1.0] * len(completions)
-'''
+"""
 
 
 def completion(text: str = "", tokens: Sequence[int] = (3, 4, 5), number: int = 0, **columns: Any) -> Completion:

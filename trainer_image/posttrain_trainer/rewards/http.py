@@ -12,6 +12,7 @@ import email.utils
 import http.client
 import json
 import random
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -124,19 +125,33 @@ def _sent(opener: urllib.request.OpenerDirector, request: urllib.request.Request
         raise _Refused("there was no time left for another request. Raise timeoutSeconds, or make the server faster")
     try:
         with opener.open(request, timeout=left) as response:
-            data: bytes = response.read(_MOST_BYTES + 1)
+            return _body(response, ends)
     except urllib.error.HTTPError as error:
         with error:
             raise _status(error) from error
     except TimeoutError as error:
         raise _Refused(f"no answer in {left:.0f} s. Raise timeoutSeconds, or make the server faster") from error
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        if isinstance(getattr(error, "reason", None), TimeoutError):
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, TimeoutError):
             raise _Refused(f"no connection in {left:.0f} s. Look at the server and at network policies") from error
-        raise _Busy(f"no answer: {getattr(error, 'reason', None) or repr(error)}") from error
-    if len(data) > _MOST_BYTES:
-        raise _Refused(f"its answer is longer than {_MOST_BYTES >> 20} MiB. Let it answer with the rewards only")
-    return data
+        if isinstance(reason, ssl.SSLError):
+            raise _Refused(f"no TLS: {reason}. Give it a certificate that this image trusts") from error
+        raise _Busy(f"no answer: {reason!r}") from error
+
+
+def _body(response: Any, ends: float) -> bytes:
+    """Piece by piece: the socket's own time limit begins anew with every byte."""
+    data = bytearray()
+    expected = response.length or 0  # None: it does not say
+    while max(expected, len(data)) <= _MOST_BYTES:
+        piece = response.read1(1 << 16)
+        if not piece:
+            return bytes(data)
+        data += piece
+        if time.monotonic() > ends:
+            raise TimeoutError
+    raise _Refused(f"its answer is longer than {_MOST_BYTES >> 20} MiB. Let it answer with the rewards only")
 
 
 def _status(error: urllib.error.HTTPError) -> Exception:
