@@ -85,6 +85,16 @@ def test_continue_adapter_keeps_its_shape() -> None:
     assert made(changes, adapter()).config.lora.dropout == 0.25
 
 
+def test_quantization_is_of_a_training_not_of_an_adapter() -> None:
+    rounded = adapter()
+    rounded = replace(rounded, resolved={**rounded.resolved, "lora": {**SHAPE, "quantization": "NF4"}})
+    assert made(CHAIN, rounded).config.lora.quantization is None
+    plan = made({**CHAIN, "spec.lora": {"continueAdapter": True, "quantization": "NF4"}}, adapter())
+    assert plan.config.lora.quantization == "NF4"
+    assert plan.resolved["lora"]["quantization"] == "NF4"
+    assert made({**FROM_JOB, "spec.lora": {"quantization": "NF4"}}, adapter()).config.lora.quantization == "NF4"
+
+
 def test_continue_adapter_of_a_whole_model() -> None:
     error = refused(CHAIN, parent())
     assert error.reason == Reason.UNSUPPORTED

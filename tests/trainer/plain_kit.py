@@ -105,6 +105,16 @@ def causal(folder: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
+def logp_of_rows(model: Any, probe: Path) -> torch.Tensor:
+    """log p of the counted tokens of all rows in the folder, as plain transformers computes them."""
+    found = []
+    for example in [row.examples[0] for row in TokenSet(probe)]:
+        ids = torch.tensor(example.tokens.astype("int64"))[None]
+        logp = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        found.append(logp.gather(1, ids[0, 1:, None])[:, 0][torch.tensor(example.mask[1:].astype(bool))])
+    return torch.cat(found)
+
+
 def make_adapter(folder: Path, model: Path, seed: int = 5, **settings: Any) -> None:
     """An adapter whose B is not zero, as peft saves it."""
     given = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM", **settings}

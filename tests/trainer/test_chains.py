@@ -14,6 +14,7 @@ from plain_kit import (
     Run,
     assert_same,
     causal,
+    logp_of_rows,
     make_chain,
     merged_by_hand,
     model_digest,
@@ -28,7 +29,6 @@ from posttrain_trainer.adapters import adapter_files
 from posttrain_trainer.lora import add_adapter
 from posttrain_trainer.model_files import CONFIG, digest_of
 from posttrain_trainer.prepared import PreparedAdapter
-from posttrain_trainer.tokenset import TokenSet
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["all-linear"]}
 CONTINUED: dict[str, Any] = {"alpha": 1.0, "dropout": 0.0, "target_modules": ["all-linear"], "continue_adapter": True}
@@ -75,16 +75,6 @@ def test_training_starts_from_the_merged_chain(trained: Path, cell: str) -> None
     assert_same(trained / cell, _expected(trained, cell))
 
 
-def _logp(model: Any, probe: Path) -> torch.Tensor:
-    """Of the counted tokens of all rows."""
-    found = []
-    for example in [row.examples[0] for row in TokenSet(probe)]:
-        ids = torch.tensor(example.tokens.astype("int64"))[None]
-        logp = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
-        found.append(logp.gather(1, ids[0, 1:, None])[:, 0][torch.tensor(example.mask[1:].astype(bool))])
-    return torch.cat(found)
-
-
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
 def test_the_export_is_the_trained_model(trained: Path, cell: str) -> None:
@@ -96,7 +86,7 @@ def test_the_export_is_the_trained_model(trained: Path, cell: str) -> None:
         below = ["second"] if cell.startswith("continued") else ["first", "second"]
         model = peft.PeftModel.from_pretrained(merged_by_hand(trained, below), output)
     torch.testing.assert_close(
-        _logp(model, trained / "probe"), torch.load(trained / cell / "probe.pt"), rtol=1e-5, atol=1e-5
+        logp_of_rows(model, trained / "probe"), torch.load(trained / cell / "probe.pt"), rtol=1e-5, atol=1e-5
     )
 
 

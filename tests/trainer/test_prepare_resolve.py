@@ -38,6 +38,7 @@ GIB = 2**30
 EIGHT = Topology(nodes=1, processes_per_node=8, gpus_per_node=8)
 OFFLOADED = DeepSpeedConfig(offload_optimizer=True)
 LORA = {"tuning": "LoRA", "lora": LoraConfig(rank=8, alpha=16, dropout=0, target_modules=("all-linear",))}
+IN_4_BITS = {**LORA, "lora": LORA["lora"].model_copy(update={"quantization": "NF4"})}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,8 @@ LORA = {"tuning": "LoRA", "lora": LoraConfig(rank=8, alpha=16, dropout=0, target
         (Facts(9, 8 * 10**9, 80 * GIB, None), LORA, 2),
         (Facts(9, 32 * 10**9, 80 * GIB, None), LORA, 3),
         (Facts(9, 8 * 10**9, 80 * GIB, None), {"zero_stage": 1}, 1),
+        (Facts(9, 10**6, None, None), IN_4_BITS, 0),
+        (Facts(9, 100 * 10**9, 80 * GIB, None), IN_4_BITS, 2),
         (Facts(9, 10**6, None, None), {"training": {"precision": "BF16"}}, 2),
         (Facts(9, 10**6, None, None), {"deepspeed": OFFLOADED}, 2),
         (Facts(9, 16 * 10**9, 80 * GIB, None), LORA, 3),
