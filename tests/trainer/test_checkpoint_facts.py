@@ -19,6 +19,7 @@ PREPARED = Prepared(
     data_report=DataReport(rows=1, used=1, tokens=1),
     resolved=Resolved(zero_stage=0, warmup_steps=0, total_steps=1, precision="FP32", attention="SDPA"),
 )
+SOURCE = {"uri": "pvc://data/train.jsonl", "path": "/data/train.jsonl"}
 PREFERENCE = {"stage": "Preference", "algorithm": "DPO"}
 
 
@@ -46,6 +47,7 @@ def _adapter(digest: str) -> tuple[PreparedAdapter, ...]:
             {"adapters": _adapter("sha256:2")},
             "model adapters is 'sha256:1' there and 'sha256:2' here",
         ),
+        ({}, {"data__train": [{**SOURCE, "weight": 0.5}]}, "data.train[].weight is None there and '0.5' here"),
         ({}, {"deepspeed__overrides": {"a": 1}}, "deepspeed.overrides is None there and \"[('a', 1)]\" here"),
     ],
 )

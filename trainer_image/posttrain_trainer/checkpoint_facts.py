@@ -32,6 +32,7 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
         "model digest": prepared.model_digest,
         "model adapters": ", ".join(adapter.digest for adapter in prepared.adapters) or None,
         "data digest": prepared.data_digest,
+        "data.train[].weight": _weights(config),
         "stage": config.stage,
         "algorithm": config.algorithm,
         "reference digest": prepared.reference_digest,
@@ -56,6 +57,12 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
         **_objective(config),
     }
     return Facts(shape, course)
+
+
+def _weights(config: TrainerConfig) -> str | None:
+    """They say which row stands at which position; None where each row comes once an epoch."""
+    weights = [source.weight for source in config.data.train]
+    return ", ".join(f"{weight:g}" for weight in weights) if set(weights) != {1.0} else None
 
 
 def _objective(config: TrainerConfig) -> dict[str, Scalar]:
