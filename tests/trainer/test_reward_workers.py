@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import subprocess
+import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ GOOD = [
     ("numpy_numbers", [0.5, 2, 1]),
     ("some_none", [1, math.nan, 1]),
     ("rank", [-1, -1, -1]),
+    ("light", [0, 0, 0]),
 ]
 BAD = [
     ("raises", ["ZeroDivisionError: division by zero", "of reward.py"]),
@@ -145,13 +147,26 @@ def test_a_killed_process_is_replaced(functions: Path, tmp_path: Path) -> None:
         rewards.close()
 
 
+def test_a_process_that_ended_between_two_calls_is_replaced(functions: Path) -> None:
+    rewards = RewardSet([of_function(functions, "ends_later")], alone)
+    try:
+        first = rewards.score(three()).values[0, 0]
+        deadline = time.monotonic() + 20
+        while not gone(int(first)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert rewards.score(three()).values[0, 0] != first
+    finally:
+        rewards.close()
+
+
 def test_what_a_function_started_ends_with_it(functions: Path, tmp_path: Path) -> None:
     scored(
         of_function(functions, "child_of_its_own", timeout_seconds=1.0, on_error="Skip"), three(folder=str(tmp_path))
     )
     pid = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 10
-    while (stat := Path(f"/proc/{pid}/stat")).exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+    while not gone(pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -206,14 +221,41 @@ def test_a_large_batch_and_a_process_that_does_not_read(functions: Path) -> None
         rewards.close()
 
 
-def test_no_process_outlives_the_one_that_started_it(functions: Path) -> None:
+def test_close_ends_the_process(functions: Path) -> None:
     rewards = RewardSet([of_function(functions, "answers")], alone)
     worker: Any = rewards._workers["mine"]
     rewards.score(three())
     rewards.close()
-    with suppress(ChildProcessError):
-        os.waitpid(worker._process.pid, os.WNOHANG)
     assert not Path(f"/proc/{worker._process.pid}").exists()
+
+
+def test_no_process_outlives_a_rank_that_is_killed(functions: Path) -> None:
+    source = f"""if True:
+        import time
+        from posttrain_trainer.rewards.calls import Task
+        from posttrain_trainer.rewards.workers import Worker
+        worker = Worker("mine", Task("python", {{"path": {str(functions)!r}, "function": "loops"}}), 1 << 30)
+        while not worker._line.look(): time.sleep(0.01)
+        print(worker._process.pid, flush=True)
+        time.sleep(1000)
+    """
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) as rank:
+        assert rank.stdout is not None
+        pid = int(rank.stdout.readline())
+        assert gone(pid) is False
+        rank.kill()
+    deadline = time.monotonic() + 20
+    while not gone(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gone(pid: int) -> bool:
+    """Ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_columns_with_our_names_are_refused(functions: Path) -> None:

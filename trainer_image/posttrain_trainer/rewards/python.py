@@ -2,7 +2,8 @@
 
 Loaded and called in the reward's own process only (child.py). Functions written for TRL work where they take text:
 `completion_ids` is given as there, a function without `**kwargs` gets those of the arguments that it names. Prompts and
-completions are always strings, also where the data holds messages.
+completions are always strings, also where the data holds messages. A call has one rank's completions, and a group may
+lie on several ranks: a function that compares completions sees a part of them.
 """
 
 from __future__ import annotations

@@ -67,6 +67,10 @@ class Worker:
 
     def begin(self, call: Call) -> None:
         """Scores this next; `look` until it has an outcome."""
+        if (
+            self._process.poll() is not None
+        ):  # the kernel was short of memory meanwhile, or a thread of its own ended it
+            self._replace()
         self._call, self._begun = call, time.monotonic()
         self._output.begin()
         if self._ready:
@@ -98,6 +102,10 @@ class Worker:
         self._output.end()
         self._line.close()
 
+    def _replace(self) -> None:
+        self.close()
+        self._start()
+
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         arguments = [str(theirs.fileno()), str(os.getpid())]
@@ -116,7 +124,7 @@ class Worker:
         self._process.stdout.close()
         self._line = Line(ours)
         self._line.put(self._task)
-        self._ready = False
+        self._ready = self._killed = False
 
     def _hand_over(self) -> None:
         assert self._call is not None
@@ -174,14 +182,15 @@ class Worker:
         last = self._output.end()
         printed = f". The last line that it printed: {last[:200]!r}" if last else ""
         outcome = Outcome(Reply(failure=problem + printed), time.monotonic() - self._begun)
-        self._line.close()
         self._call = None
-        self._start()  # loads while the rank trains
+        self._replace()  # it loads while the rank trains
         return outcome
 
     def _kill(self) -> None:
-        with suppress(ProcessLookupError):  # it and what it started are gone
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self._killed:  # a number that is free again could be another group's
+            self._killed = True
+            with suppress(ProcessLookupError):  # it and what it started are gone
+                os.killpg(self._process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):  # in the kernel's hands, as on a dead network volume
             self._process.wait(_KILL_SECONDS)
 
