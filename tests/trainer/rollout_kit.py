@@ -73,14 +73,14 @@ def tokens_of(samples: Sequence[Sample] | None) -> list[list[int]]:
     return [sample.tokens.tolist() for sample in samples]
 
 
-def micro_of(asked: Sequence[Request], samples: Sequence[Sample]) -> MicroBatch:
+def micro_of(asked: Sequence[Request], samples: Sequence[Sample], packed: bool = False) -> MicroBatch:
     """Prompts and samples as a micro-batch of the trainer; the samples count."""
     rows = []
     for request, sample in zip(asked, samples, strict=True):
         tokens = np.concatenate([request.prompt, sample.tokens])
         mask = np.concatenate([np.zeros(len(request.prompt)), np.ones(len(sample.tokens))]).astype(np.uint8)
         rows.append(TrainingRow((Example(tokens, mask),), {}))
-    return collate(rows)
+    return collate(rows, packed=packed)
 
 
 def trained(engine: Any, asked: Sequence[Request], samples: Sequence[Sample]) -> np.ndarray:
