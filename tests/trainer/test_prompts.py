@@ -87,6 +87,7 @@ def test_rows_become_prompts_with_their_columns(tmp_path: Path, words: Vocabular
         assert tokens.dtype == np.int32
         assert words.decode(tokens.tolist()) == row["prompt"]
         assert prompts.columns(number) == {"answer": row["answer"], "level": row["level"]}
+    assert TokenSet(tmp_path / "set")[19].record == '{"answer": "38", "level": 1}'
     assert (built.report.rows, built.report.used, built.report.counted_tokens) == (20, 20, 0)
     assert built.report.tokens == TokenSet(tmp_path / "set").lengths().sum()
 
@@ -101,9 +102,16 @@ def test_messages_end_where_the_answer_begins(words: Vocabulary) -> None:
     assert not example.mask.any()
 
 
-def test_sft_data_are_used_by_mapping_their_messages(tmp_path: Path, words: Vocabulary) -> None:
-    rows = [{"messages": [USER, ANSWER], "prompt": "not this", "answer": 2}]
-    made(tmp_path, rl_job(tmp_path, rows, columns={"prompt": "messages"}), words)
+def test_sft_data_are_used_by_mapping_their_messages(
+    tmp_path: Path, words: Vocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"messages": [USER, ANSWER], "prompt": "not this", "answer": 2},
+        {"messages": [USER], "prompt": [USER, ANSWER], "answer": 3},
+    ]
+    with caplog.at_level(logging.INFO):
+        made(tmp_path, rl_job(tmp_path, rows, columns={"prompt": "messages"}), words)
+    assert "train.jsonl: 1 of the first 2 prompts end with an answer: it is left out" in caplog.text
     prompts = PromptSet(tmp_path / "set")
     assert words.decode(prompts.prompt(0).tolist()) == words.render([USER], generation=True)
     assert prompts.columns(0) == {"prompt": "not this", "answer": 2}

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from posttrain_api.records import DataReport
 from posttrain_api.trainer import DataConfig, DataSource, TrainerConfig
@@ -103,7 +104,16 @@ def schema_of(opened: OpenSource, config: TrainerConfig) -> Schema | None:
     if kind is Kind.PROMPT:
         given = columns_of(mapping.get("prompt", "prompt"), config.rewards)
         given.check(opened.source.uri, [record.values for record in peeked])
+        _tell_answers(opened.source.uri, [record.values.get(given.prompt) for record in peeked])
     return Schema(kind, mapping, lists or kind in CHATS, given)
+
+
+def _tell_answers(uri: str, prompts: Sequence[Any]) -> None:
+    """Says of the first prompts how many have an answer, which rows.py leaves out."""
+    lasts = [prompt[-1] for prompt in prompts if isinstance(prompt, list) and prompt]
+    answered = sum(isinstance(last, dict) and last.get("role") == "assistant" for last in lasts)
+    if answered:
+        _log.info("%s: %d of the first %d prompts end with an answer: it is left out", uri, answered, len(prompts))
 
 
 _ANSWERS = {Kind.PAIR: "completion", Kind.COMPARISON: "chosen", Kind.PROMPT: "prompt"}
