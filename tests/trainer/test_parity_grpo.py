@@ -11,8 +11,10 @@ import pytest
 from parity_kit import named, one_thread  # noqa: F401
 from parity_online import MOST, Models
 
-from posttrain_api.online import GRPOConfig
+from posttrain_api.online import GRPOConfig, OverlongPenalty
+from posttrain_trainer.advantages import overlong
 from posttrain_trainer.algorithms.grpo import GRPO
+from posttrain_trainer.policy_losses import TIS_MOST
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL's own
 GIVEN = online.rollout()
@@ -123,3 +125,46 @@ def test_advantages(scale: Any, trainer: Any, models: Models) -> None:
 def test_temperature(models: Models, tmp_path: Any) -> None:
     trainer = online.grpo(models, tmp_path, temperature=0.7)
     _same(trainer, models, GRPOConfig(beta=0.1), "kl", temperature=0.7)
+
+
+def test_overlong_penalty() -> None:
+    from trl.rewards import get_soft_overlong_punishment
+
+    sizes = np.arange(1, MOST + 1)
+    theirs = get_soft_overlong_punishment(max_completion_len=MOST, soft_punish_cache=4)
+    found = overlong(sizes, MOST, OverlongPenalty(buffer_tokens=4))
+    assert found.tolist() == theirs([[2] * int(size) for size in sizes])
+
+
+# What is meant to differ.
+
+
+def test_the_ratio_is_not_a_factor_of_k3(trainer: Any, models: Models) -> None:
+    """TRL's use_bias_correction_kl, on unless it is switched off; equation 3 of GRPO's paper does not have it."""
+    from trl import GRPOConfig as Theirs
+
+    settings = GRPOConfig(beta=0.1)
+    trainer.args.use_bias_correction_kl = True
+    theirs = online.theirs(_told(trainer, settings), GIVEN, models).side
+    trainer.args.use_bias_correction_kl = False
+    ours = online.ours(GRPO(settings, MOST), online.experience(GIVEN, models), models)
+    assert abs(ours.loss - theirs.loss) > 1e-3
+    assert Theirs.__dataclass_fields__["use_bias_correction_kl"].default is True
+
+
+def test_icepop_has_a_lower_bound() -> None:
+    """TRL's masks have none unless it is given one, and by default look at whole sequences."""
+    from trl import GRPOConfig as Theirs
+
+    fields = {name: each.default for name, each in Theirs.__dataclass_fields__.items()}
+    assert fields["vllm_importance_sampling_clip_min"] is None
+    assert fields["vllm_importance_sampling_mode"] == "sequence_mask"
+    assert fields["vllm_importance_sampling_clip_max"] == TIS_MOST
+    assert GRPOConfig().sampler_correction == "None"
+
+
+def test_metrics_that_are_left_out(trainer: Any, models: Models) -> None:
+    theirs = online.theirs(_told(trainer, GRPOConfig()), GIVEN, models).side.metrics
+    ours = online.ours(GRPO(GRPOConfig(), MOST), online.experience(GIVEN, models), models).metrics
+    missing = {name for name in theirs if name.split("/")[0] in ("clip_ratio", "entropy", "kl")} - ours.keys()
+    assert missing == {"clip_ratio/low_min", "clip_ratio/high_max"}
