@@ -69,6 +69,19 @@ def train(root: Path, names: Sequence[str], ranks: int) -> None:
     run_ranks(call, ("cells", str(root), list(names), str(root / "done")), ranks, root)
 
 
+def runs_of(names: Sequence[str]) -> Any:
+    """A fixture: the folder of all cells, for one rank and for two; each number of ranks is one process group that
+    trains them all."""
+
+    @pytest.fixture(scope="module", params=[1, 2])
+    def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        root = tmp_path_factory.mktemp(f"ranks{request.param}")
+        train(root, names, request.param)
+        return root
+
+    return runs
+
+
 def plain(root: Path, kind: str) -> dict[str, Any]:
     """Plain torch: no engine, no micro-batches, one row after the other."""
     folder = root / ("tied" if kind == "Tied" else "model")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from invariance_kit import SPLITS, compare, plain, train
+from invariance_kit import SPLITS, compare, plain, runs_of
 
 GRID = [f"{tuning}-z{zero}-{split}" for tuning, zero, split in product(("Full", "LoRA"), range(4), SPLITS)]
 CHUNKED = [
@@ -25,12 +25,7 @@ ADAMW = [f"AdamW-z{zero}-cut" for zero in range(4)]
 NAMES = [*GRID, *CHUNKED, *CLIPPED, *ADAMW, "Tied-z0-whole", "Tied-z3-single"]
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of all cells; each number of ranks is one process group that trains them all."""
-    root = tmp_path_factory.mktemp(f"ranks{request.param}")
-    train(root, NAMES, request.param)
-    return root
+runs = runs_of(NAMES)
 
 
 @pytest.fixture(scope="module")

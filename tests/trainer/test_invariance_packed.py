@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from invariance_kit import SPLITS, compare, plain, train
+from invariance_kit import SPLITS, compare, plain, runs_of
 
 NAMES = [f"{tuning}-z{zero}-{split}-packed" for tuning, zero, split in product(("Full", "LoRA"), range(4), SPLITS)]
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp(f"ranks{request.param}")
-    train(root, NAMES, request.param)
-    return root
+runs = runs_of(NAMES)
 
 
 @pytest.fixture(scope="module")
