@@ -410,7 +410,7 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
         "4 bits at stage 3",
         {**NF4, "spec.deepspeed": {"zeroStage": 3}},
         "spec.deepspeed.zeroStage",
-        "3 would shard 4-bit weights",
+        "3 cannot be combined with lora.quantization",
     ),
     Refused(
         "4 bits with weights offloaded",

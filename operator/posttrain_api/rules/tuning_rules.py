@@ -77,7 +77,7 @@ TUNING_RULES: tuple[Rule, ...] = (
         f"!({cel_has('lora.quantization')} && {cel_has('deepspeed.zeroStage')} && self.deepspeed.zeroStage == 3)",
         lambda spec: not (has(spec, "lora.quantization") and get(spec, "deepspeed.zeroStage") == 3),
         (
-            "3 would shard 4-bit weights without the scales they are read with",
+            "3 cannot be combined with lora.quantization: weights in 4 bits are not sharded",
             "write 2 or Auto, and no offloadParameters, or remove lora.quantization",
         ),
     ),
