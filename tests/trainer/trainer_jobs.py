@@ -44,7 +44,7 @@ def work() -> None:
 
 def sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Adam would hide a wrong scale of the loss."""
-    return torch.optim.SGD([{"params": group["params"]} for group in groups], lr=0.0)
+    return torch.optim.SGD([{**group, "weight_decay": 0.0} for group in groups], lr=0.0)
 
 
 class Lines:
@@ -73,7 +73,10 @@ def cells(run_dir: str, names: list[str], result: str) -> None:
         outside = Outside(observers=[lines]) if runtime.first else Outside()
         optimizer = None if name.startswith("AdamW") else sgd
         parts, resolved = assemble(Job(config, prepared, runtime), outside, optimizer)
+        if (folder / "keep_start").exists() and (start := parts.engine.weights()) is not None:
+            torch.save({key: value.clone() for key, value in start.items()}, folder / "start.pt")
         assert Loop(parts, course_of(config, resolved), runtime, State()).run()
+        parts.feed.close()
         weights = parts.engine.weights()
         if weights is not None:
             torch.save(weights, folder / "weights.pt")

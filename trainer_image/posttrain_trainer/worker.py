@@ -55,11 +55,13 @@ class Worker:
         runtime = start(config.topology, config.training.seed)
         with ExitStack() as stack:
             outside = _outside(prepared, stack) if runtime.first else Outside()
-            return self._train(Job(config, prepared, runtime), outside)
+            job = Job(config, prepared, runtime)
+            parts, resolved = assemble(job, outside)
+            stack.callback(parts.feed.close)
+            return self._train(job, parts, resolved)
 
-    def _train(self, job: Job, outside: Outside) -> End:
+    def _train(self, job: Job, parts: Parts, resolved: Resolved) -> End:
         prepared, runtime = job.prepared, job.runtime
-        parts, resolved = assemble(job, outside)
         parts.recorder.facts(prepared.data_report, resolved)
         self._loop = loop = self._ready(parts, resolved, runtime)
         finished = loop.run()
