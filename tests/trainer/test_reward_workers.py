@@ -62,7 +62,7 @@ UNUSABLE = [
     ("f = 3\n", ["no function 'f'; it has none"]),
     ("import not_installed_anywhere\n", ["ModuleNotFoundError", "at line 1", "while it was loaded"]),
     ("import sys\nsys.exit(2)\n", ["SystemExit: 2 at line 2"]),
-    (None, ["no such Python file", "configMapRef"]),
+    (None, ["no such file", "configMapRef"]),
 ]
 
 
@@ -221,6 +221,18 @@ def test_a_large_batch_and_a_process_that_does_not_read(functions: Path) -> None
         rewards.close()
 
 
+def test_a_key_of_a_config_map(tmp_path: Path) -> None:
+    """As the kubelet mounts it: a link to a link, and any name."""
+    (tmp_path / "..2026").mkdir()
+    (tmp_path / "..2026" / "score").write_text("def f(completions): return [1.0] * len(completions)\n")
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "score").symlink_to("..data/score")
+    assert scored(of_function(tmp_path / "score", "f"), three()).values.sum() == 3
+    (tmp_path / "..2026" / "score").write_text("def f(completions): return [1 / 0]\n")
+    with pytest.raises(TrainerFailure, match="division by zero at line 1 of score"):
+        scored(of_function(tmp_path / "score", "f"), three())
+
+
 def test_close_ends_the_process(functions: Path) -> None:
     rewards = RewardSet([of_function(functions, "answers")], alone)
     worker: Any = rewards._workers["mine"]
@@ -232,10 +244,13 @@ def test_close_ends_the_process(functions: Path) -> None:
 def test_no_process_outlives_a_rank_that_is_killed(functions: Path) -> None:
     source = f"""if True:
         import time
-        from posttrain_trainer.rewards.calls import Task
+        from posttrain_trainer.rewards.calls import Batch, Call, Task
         from posttrain_trainer.rewards.workers import Worker
         worker = Worker("mine", Task("python", {{"path": {str(functions)!r}, "function": "loops"}}), 1 << 30)
         while not worker._line.look(): time.sleep(0.01)
+        worker._line.put(Call(Batch(["a"], ["b"], [[1]], {{}}, [0]), 1000.0))
+        worker._line.look()
+        time.sleep(0.3)  # it loops now, and reads nothing
         print(worker._process.pid, flush=True)
         time.sleep(1000)
     """

@@ -14,6 +14,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,14 +96,16 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str] | None:
 
 
 def _run(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(_MODULE, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise Unloadable(f"{path}: no such Python file. Correct python.configMapRef")
+    if not path.is_file():
+        raise Unloadable(f"{path}: no such file. Correct python.configMapRef")
+    loader = SourceFileLoader(_MODULE, str(path))  # said: a ConfigMap's key need not end with .py
+    spec = importlib.util.spec_from_file_location(_MODULE, path, loader=loader)
+    assert spec is not None  # with a loader it never is
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MODULE] = module  # dataclasses and pickle look there
     sys.path.append(str(path.parent))  # other files of the same ConfigMap
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except SyntaxError as error:
         line = f" at line {error.lineno}: {(error.text or '').strip()[:80]!r}" if error.lineno else ""
         raise Unloadable(f"{path.name} is no Python: {error.msg}{line}. Correct it") from error

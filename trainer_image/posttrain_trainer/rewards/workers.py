@@ -67,9 +67,7 @@ class Worker:
 
     def begin(self, call: Call) -> None:
         """Scores this next; `look` until it has an outcome."""
-        if (
-            self._process.poll() is not None
-        ):  # the kernel was short of memory meanwhile, or a thread of its own ended it
+        if self._process.poll() is not None:  # ended meanwhile, by the kernel or by a thread of its own
             self._replace()
         self._call, self._begun = call, time.monotonic()
         self._output.begin()
@@ -110,7 +108,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         arguments = [str(theirs.fileno()), str(os.getpid())]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-X", "faulthandler", "-m", "posttrain_trainer.rewards.child", *arguments],
+            [sys.executable, "-P", "-B", "-X", "faulthandler", "-m", "posttrain_trainer.rewards.child", *arguments],
             env={key: value for key, value in os.environ.items() if not _of_a_rank(key)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
