@@ -24,6 +24,7 @@ from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.prepare import prepare
 from posttrain_trainer.tokenset import TokenSet, TrainingRow
 
+SYSTEM = {"role": "system", "content": "s"}
 USER, GOOD, BAD = (
     {"role": role, "content": text} for role, text in [("user", "q"), ("assistant", "a"), ("assistant", "b")]
 )
@@ -102,8 +103,8 @@ def test_the_prompt_is_the_longest_common_prefix() -> None:
         ({"prompt": "", "chosen": "a", "rejected": "b"}, COMPARISON, "NoCommonPrompt", "prompt is empty"),
         (
             {
-                "chosen": [{"role": "system", "content": "s"}, USER, GOOD],
-                "rejected": [{"role": "system", "content": "s"}, {**USER, "content": "x"}, BAD],
+                "chosen": [SYSTEM, USER, GOOD],
+                "rejected": [SYSTEM, {**USER, "content": "x"}, BAD],
             },
             CONVERSATIONS,
             "NoCommonPrompt",
@@ -111,6 +112,12 @@ def test_the_prompt_is_the_longest_common_prefix() -> None:
         ),
         ({"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, BAD]}, CONVERSATIONS, "NotOneAnswer", "chosen has 3"),
         ({"prompt": "q", "chosen": [GOOD], "rejected": "b"}, COMPARISON, "WrongType", "both be strings or both lists"),
+        (
+            {"prompt": "q", "chosen": [SYSTEM, GOOD], "rejected": [SYSTEM, BAD]},
+            COMPARISON,
+            "NoCommonPrompt",
+            "begins with the role 'system' and has no user message",
+        ),
         ({"prompt": "q", "chosen": "a"}, COMPARISON, "MissingColumn", "no rejected"),
         ({"prompt": "q", "chosen": " ", "rejected": "b"}, COMPARISON, "EmptyCompletion", "chosen is empty"),
         ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, COMPARISON, "NoAssistantTurn", "'user'"),

@@ -171,8 +171,15 @@ def _before(prompt: Any, turns: tuple[Message, ...]) -> tuple[Message, ...]:
     beginning, as in UltraFeedback."""
     if isinstance(prompt, list):
         return messages(prompt, "prompt")
-    if prompt is None or turns[0]["role"] != "assistant":
+    roles = [turn["role"] for turn in turns]
+    if prompt is None or (roles[0] != "assistant" and "user" in roles):
         return ()
+    if roles[0] != "assistant":
+        raise RowRefused(
+            "NoCommonPrompt",
+            f"prompt is a string, and chosen begins with the role {roles[0]!r} and has no user message: give the "
+            "prompt as a list of messages",
+        )
     return ({"role": "user", "content": string(prompt, "prompt", empty="NoCommonPrompt")},)
 
 
