@@ -21,6 +21,7 @@ PREPARED = Prepared(
 )
 SOURCE = {"uri": "pvc://data/train.jsonl", "path": "/data/train.jsonl"}
 PREFERENCE = {"stage": "Preference", "algorithm": "DPO"}
+PPO = {"stage": "RL", "algorithm": "PPO"}
 
 
 def _facts(config: dict[str, Any], **prepared: Any) -> Facts:
@@ -48,6 +49,13 @@ def _adapter(digest: str) -> tuple[PreparedAdapter, ...]:
             "model adapters is 'sha256:1' there and 'sha256:2' here",
         ),
         ({}, {"data__train": [{**SOURCE, "weight": 0.5}]}, "data.train[].weight is None there and '0.5' here"),
+        (PPO, {"critic_digest": "sha256:c"}, "critic digest is None there and 'sha256:c' here"),
+        (
+            {**PPO, "critic_adapters": _adapter("sha256:1")},
+            {"critic_adapters": _adapter("sha256:2")},
+            "critic adapters is 'sha256:1' there and 'sha256:2' here",
+        ),
+        (PPO, {"critic__shared": True}, "critic.shared is 'False' there and 'True' here"),
         ({}, {"deepspeed__overrides": {"a": 1}}, "deepspeed.overrides is None there and \"[('a', 1)]\" here"),
     ],
 )
@@ -67,6 +75,14 @@ def test_every_job_must_agree_on_it(theirs: dict[str, Any], ours: dict[str, Any]
             {"stage": "RewardModel"},
             {"reward_model__centering": 0.1},
             "rewardModel.centering is 0.0 there and 0.1 here",
+        ),
+        (PPO, {"ppo__lam": 0.9}, "ppo.lam is '0.95' there and '0.9' here"),
+        (PPO, {"critic__warmup_steps": 3}, "critic.warmupSteps is 0 there and 3 here"),
+        ({**PPO, "algorithm": "GRPO"}, {"grpo__beta": 0.04}, "grpo.beta is '0.0' there and '0.04' here"),
+        (
+            PPO,
+            {"rewards": [{"name": "a"}]},
+            'rewards is \'[]\' there and \'[{"name":"a","onError":"Fail","timeoutSeconds":30.0,"weight":1.0}]\' here',
         ),
     ],
 )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from posttrain_api.base import canonical_json
+from posttrain_api.online import CriticConfig
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.prepared import Prepared
 
@@ -37,6 +39,7 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
         "algorithm": config.algorithm,
         "reference digest": prepared.reference_digest,
         "reference adapters": ", ".join(adapter.digest for adapter in prepared.reference_adapters) or None,
+        **_critic(config, prepared),
         "tuning": config.tuning,
         "lora": str(sorted(lora.items())) if lora else None,
         "training.batchSize": training.batch_size,
@@ -59,6 +62,18 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
     return Facts(shape, course)
 
 
+def _critic(config: TrainerConfig, prepared: Prepared) -> dict[str, Scalar]:
+    """PPO's critic: which model it began as, and whether it is on the policy's base."""
+    if config.stage != "RL" or config.algorithm != "PPO":
+        return {}
+    critic = config.critic or CriticConfig()
+    return {
+        "critic digest": prepared.critic_digest,
+        "critic adapters": ", ".join(adapter.digest for adapter in prepared.critic_adapters) or None,
+        "critic.shared": str(critic.shared),
+    }
+
+
 def _weights(config: TrainerConfig) -> str | None:
     """They say which row stands at which position; None where each row comes once an epoch."""
     weights = [source.weight for source in config.data.train]
@@ -70,7 +85,23 @@ def _objective(config: TrainerConfig) -> dict[str, Scalar]:
     if config.stage == "Preference":
         settings = config.preference.to_wire()
         return {f"preference.{name}": value for name, value in settings.items()}
+    if config.stage == "RL":
+        return _online(config)
     return {"rewardModel.centering": config.reward_model.centering} if config.stage == "RewardModel" else {}
+
+
+def _online(config: TrainerConfig) -> dict[str, Scalar]:
+    """Rollouts, rewards and what the algorithm has of its own."""
+    algorithm = config.algorithm or ""
+    named = {"rollout": config.rollout, algorithm.lower(): getattr(config, algorithm.lower())}
+    found: dict[str, Scalar] = {"rewards": canonical_json([reward.to_wire() for reward in config.rewards])}
+    for part, settings in named.items():
+        # Of settings that are objects themselves, as text.
+        found |= {f"{part}.{name}": canonical_json(value) for name, value in settings.to_wire().items()}
+    if config.algorithm == "PPO":
+        critic = config.critic or CriticConfig()
+        found |= {"critic.learningRate": critic.learning_rate, "critic.warmupSteps": critic.warmup_steps}
+    return found
 
 
 def differences(checkpoint: Facts, job: Facts, own: bool) -> list[str]:

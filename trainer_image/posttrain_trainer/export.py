@@ -25,6 +25,7 @@ from posttrain_trainer import nf4
 from posttrain_trainer.adapters import merge_adapters
 from posttrain_trainer.checkpoint_files import MANIFEST, FileEntry, entries, files_below, sync, write_json
 from posttrain_trainer.fence import Fence
+from posttrain_trainer.lora import POLICY
 from posttrain_trainer.model import load_start, start_folder
 from posttrain_trainer.output_manifest import Base, OutputManifest, Parent
 from posttrain_trainer.prepared import Prepared
@@ -77,7 +78,8 @@ def _write_model(
     config: TrainerConfig, prepared: Prepared, finished: Finished, folder: Path
 ) -> Literal["safetensors", "peft"]:
     module: Any = finished.module
-    weights = {name.removeprefix(_PREFIX): value for name, value in finished.weights.items()}
+    # Outside of it there is only a critic's head.
+    weights = {name.removeprefix(_PREFIX): each for name, each in finished.weights.items() if name.startswith(_PREFIX)}
     if config.tuning == "Full":
         causal_lm(module.lm).save_pretrained(folder, state_dict=weights)
         return "safetensors"
@@ -90,13 +92,14 @@ def _write_model(
 
 
 def _write_adapter(adapted: Any, base: tuple[str | None, str | None], weights: dict[str, Tensor], folder: Path) -> None:
-    settings = adapted.peft_config["default"]
+    settings = adapted.peft_config[POLICY]
     settings.base_model_name_or_path, settings.revision = base
     if isinstance(settings.target_modules, set):  # in the order of the hash seed: two exports would differ
         settings.target_modules = sorted(settings.target_modules)
     # peft's names carry no adapter name; save_pretrained takes the learning weights as they are and renames them. The
     # base's embeddings are never among them, and to ask whether they were resized it would call the hub.
-    adapted.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+    # Only the policy's adapter: a critic may have one beside it.
+    adapted.save_pretrained(folder, selected_adapters=[POLICY], state_dict=weights, save_embedding_layers=False)
 
 
 def merged(config: TrainerConfig, prepared: Prepared, adapter: Path) -> Any:
