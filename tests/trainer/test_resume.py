@@ -1,9 +1,9 @@
 """kill -9 at a random moment, and the next attempt: the same weights to the bit and the same lines in metrics.jsonl.
 
-Every stage and kind of reference, full and LoRA, fp32 and bf16; with dropout where the stage has it, so that the random
-state matters, and with evaluation in between, so that it must not. Each cell is killed once, inside its computation or
-inside a save; where exactly is drawn from SEED, POSTTRAIN_TEST_SEED says another. Undisturbed and resumed runs share a
-process group per number of ranks.
+Every stage and kind of reference, full, LoRA and LoRA on 4 bits, fp32 and bf16; with dropout where the stage has it, so
+that the random state matters, and with evaluation in between, so that it must not. Each cell is killed once, inside its
+computation or inside a save; where exactly is drawn from SEED, POSTTRAIN_TEST_SEED says another. Undisturbed and
+resumed runs share a process group per number of ranks.
 """
 
 from __future__ import annotations
@@ -54,11 +54,13 @@ CELLS = [
     ("sft", "none", "Full", 3, 2, "FP32", SAVE),
     ("sft", "none", "LoRA", 0, 1, "FP32", SAVE),
     ("sft", "none", "LoRA", 3, 2, "BF16", COMPUTATION),
+    ("sft", "none", "NF4", 2, 2, "BF16", SAVE),
     ("reward", "none", "Full", 0, 1, "FP32", SAVE),
     ("reward", "none", "Full", 3, 1, "BF16", COMPUTATION),
     ("reward", "none", "LoRA", 2, 2, "FP32", COMPUTATION),
     ("dpo", "off", "LoRA", 0, 2, "FP32", SAVE),
     ("dpo", "off", "LoRA", 3, 1, "BF16", COMPUTATION),
+    ("dpo", "off", "NF4", 0, 1, "FP32", COMPUTATION),
     ("dpo", "frozen", "Full", 0, 1, "FP32", COMPUTATION),
     ("dpo", "other", "Full", 3, 2, "FP32", COMPUTATION),
     ("dpo", "cached", "Full", 2, 2, "BF16", SAVE),
@@ -100,14 +102,18 @@ DRAWN = {cell.name: cell for cell in (_cell(*settings) for settings in CELLS)}
 
 
 def _make(folder: Path, models: Path, cell: Cell) -> Any:
-    changes: dict[str, Any] = {"lora": LORA} if cell.tuning == "LoRA" else {}
+    changes: dict[str, Any] = {
+        "Full": {},
+        "LoRA": {"lora": LORA},
+        "NF4": {"lora": {**LORA, "quantization": "NF4"}},
+    }[cell.tuning]
     given: dict[str, Any] = {}
     if cell.reference == "other":
         changes["reference"] = {"source": {"uri": "pvc://models/other", "path": str(models / "other")}}
         given = {"reference_dir": str(models / "other"), "reference_digest": "sha256:other"}
     config = make_config(
         folder,
-        tuning=cell.tuning,
+        tuning="Full" if cell.tuning == "Full" else "LoRA",
         zero_stage=cell.zero,
         evaluation={"every_steps": EVERY, "keep_best": cell.place != "removal"},
         checkpoint__every_steps=EVERY,
