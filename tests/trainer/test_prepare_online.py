@@ -14,6 +14,7 @@ import transformers
 from prepare_kit import job, model_folder, model_source, small_tokenizer, source, write_jsonl
 
 from posttrain_api.online import (
+    AdaptiveKL,
     ColumnReward,
     CriticConfig,
     GRPOConfig,
@@ -28,6 +29,7 @@ from posttrain_api.online import (
 from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import JobIdentity, LoraConfig, PreferenceConfig, ReferenceConfig, Topology, TrainerConfig
+from posttrain_trainer.algorithms import online_of
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.model import check_unchanged
 from posttrain_trainer.prepare import prepare
@@ -149,6 +151,8 @@ def test_the_cache_knows_columns_and_rewards(tmp_path: Path, model: Path) -> Non
         prepared = prepare(config)
         used.append(prepared.data_report.used)
         assert PromptSet(Path(prepared.train_dir)).columns(3) == {"answer": "6"}
+        shown = (Path(prepared.train_dir).parent / "preflight.txt").read_text()
+        assert 'columns for the rewards: {"answer": "4"}' in shown
     assert used == [12, 12, 13]
     assert len(list((tmp_path / "claim" / ".posttrain-cache" / "tokens").iterdir())) == 2
 
@@ -274,6 +278,7 @@ def test_a_step_is_a_rollout(tmp_path: Path, rows: int, training: dict[str, Any]
 
 
 NO_KL = {"ppo": PPOConfig(kl_coefficient=0.0), "rloo": RLOOConfig(kl_coefficient=0.0)}
+FOLLOWED = PPOConfig(kl_coefficient=0.0, adaptive_kl=AdaptiveKL(target=6.0))
 OTHER = ReferenceConfig(source=Source(uri="pvc://models/other"))
 ADAPTED = {"tuning": "LoRA", "lora": LORA}
 
@@ -290,12 +295,14 @@ ADAPTED = {"tuning": "LoRA", "lora": LORA}
             False,
             False,
         ),
+        ({"stage": "RL"}, False, False),
         ({"stage": "RL", "algorithm": "GRPO"}, False, False),
         ({"stage": "RL", "algorithm": "GRPO", "grpo": GRPOConfig(beta=0.1)}, True, True),
         ({"stage": "RL", "algorithm": "PPO"}, True, True),
         ({"stage": "RL", "algorithm": "RLOO"}, True, True),
         ({"stage": "RL", "algorithm": "PPO", **NO_KL}, False, False),
         ({"stage": "RL", "algorithm": "RLOO", **NO_KL}, False, False),
+        ({"stage": "RL", "algorithm": "PPO", "ppo": FOLLOWED}, True, True),
         ({"stage": "RL", "algorithm": "PPO", **ADAPTED}, True, False),
         ({"stage": "RL", "algorithm": "PPO", **ADAPTED, "reference": OTHER}, True, True),
         (
@@ -313,6 +320,8 @@ ADAPTED = {"tuning": "LoRA", "lora": LORA}
 def test_which_jobs_have_a_reference(tmp_path: Path, fields: dict[str, Any], asked: bool, second: bool) -> None:
     config = job(tmp_path, tmp_path / "x", **fields)
     assert (asks_reference(config), second_reference(config)) == (asked, second)
+    if config.stage == "RL":
+        assert online_of(config).needs_reference == asked
 
 
 GIB = 2**30

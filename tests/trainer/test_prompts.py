@@ -218,7 +218,9 @@ def test_what_tables_hold_and_json_does_not(tmp_path: Path, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("value", [b"42", float("inf"), [b"42"], dt.timedelta(1)])
-def test_a_reward_is_not_given_null_for_what_json_cannot_hold(value: Any) -> None:
+def test_a_reward_is_not_given_null_for_what_json_cannot_hold(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    columns_of("prompt", [MATH]).check("u", [{"prompt": "q", "answer": value}])
+    assert not caplog.records
     with pytest.raises(RowRefused, match=r"answer, which math\.column of reward 'right' names, has") as caught:
         columns_of("prompt", [MATH]).record({"prompt": "q", "answer": value})
     assert caught.value.reason == "NotJSON"

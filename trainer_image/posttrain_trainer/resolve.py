@@ -67,8 +67,9 @@ def asks_reference(config: TrainerConfig) -> bool:
     """Whether the reference policy is asked while the job trains: where a penalty compares with it."""
     if config.stage == "Preference":
         return config.algorithm != "SimPO" and not config.preference.cache_reference
-    coefficients = {"PPO": config.ppo.kl_coefficient, "RLOO": config.rloo.kl_coefficient, "GRPO": config.grpo.beta}
-    return config.stage == "RL" and coefficients[str(config.algorithm)] > 0
+    ppo = config.ppo.adaptive_kl is not None or config.ppo.kl_coefficient > 0
+    asking = {"PPO": ppo, "RLOO": config.rloo.kl_coefficient > 0, "GRPO": config.grpo.beta > 0}
+    return config.stage == "RL" and asking[config.algorithm or "GRPO"]
 
 
 def second_reference(config: TrainerConfig) -> bool:
@@ -100,7 +101,7 @@ def _zero_stage(config: TrainerConfig, facts: Facts) -> int:
         plain = config.training.precision == "FP32" and not config.deepspeed.offload_optimizer
         return 0 if plain and world == 1 else 2
     if config.lora is not None and config.lora.quantization is not None:
-        return 2  # 3 cannot hold such a base, and less of it would not be worth sharding
+        return 2  # the only one left on an accelerator: 3 is refused
     weights = BYTES[config.training.precision] * (facts.parameters + facts.frozen + facts.critic)
     if config.tuning == "LoRA":
         return 2 if weights <= BASE_SHARE * facts.memory else 3
