@@ -140,7 +140,7 @@ def run_job(job: Job, workspace: Workspace, cpu: bool) -> dict[str, Any]:
 
 
 def check_machine(plan: Plan, workspace: Workspace, on_cpu: bool) -> None:
-    """RunError where a claim's folder, a script or a token is missing, or this machine has fewer GPUs than asked for."""
+    """RunError where a claim, a script or a token is missing, or this machine has fewer GPUs than asked for."""
     for claim in plan.claims:
         if not (workspace.volumes / claim).is_dir():
             raise RunError(

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from posttrain_api.crd.document import schema
 from posttrain_api.job import check
 from posttrain_api.rules import CHECKED_RULES
+from posttrain_api.spec.rewards import KINDS
+from tests.api.online_cases import EVERY_REWARD, MATH, PPO, RL, RLOO
 from tests.api.rule_cases import ACCEPTED, PRETRAIN, REFUSED_BY_RULE, REFUSED_BY_SCHEMA, UNKNOWN, Refused, job
 from tests.cluster.crd_rig import Rig
 
@@ -108,11 +110,30 @@ LEAVES = list(leaves(schema()["properties"]["spec"], "spec"))
 
 @pytest.mark.parametrize(("path", "node"), LEAVES, ids=[path for path, _ in LEAVES])
 def test_both_decide_alike_at_every_bound(crd_server: Rig, path: str, node: dict[str, Any]) -> None:
-    base = PRETRAIN if "scratch" in path else {}
     for value in edges(node):
-        manifest = job({**base, **with_lists(path), path: value})
+        manifest = job({**base_of(path), path: value})
         answer, problems = crd_server.try_create(manifest), check(manifest)
         assert answer.ok == (not problems), (path, value, answer.text, list(map(str, problems)))
+
+
+def base_of(path: str) -> dict[str, Any]:
+    """A job in which the path may be said."""
+    if "scratch" in path:
+        return PRETRAIN
+    block = path.partition("spec.")[2].partition(".")[0]
+    if block in ("rollout", "rewards", "grpo"):
+        return {**RL, "spec.rewards": [_reward(path)]}
+    if block in ("ppo", "critic", "rloo"):
+        return RLOO if block == "rloo" else PPO
+    return with_lists(path)
+
+
+def _reward(path: str) -> dict[str, Any]:
+    """What the path does not say itself: a kind, and the rest of that kind."""
+    kind = path.removeprefix("spec.rewards.0.").partition(".")[0]
+    whole = next((reward[kind] for reward in EVERY_REWARD if kind in KINDS and kind in reward), None)
+    inside = path.startswith(f"spec.rewards.0.{kind}.")
+    return {kind: whole} if whole and inside else {} if whole else MATH
 
 
 def with_lists(path: str) -> dict[str, Any]:
@@ -127,13 +148,16 @@ uri = st.builds(
 )
 path_like = st.from_regex(r"(hf|pvc|image|configmap)://[a-zA-Z0-9@/._ -]{1,24}", fullmatch=True)
 
+URL = "spec.rewards.0.http.url"
+address = st.builds("{}://{}".format, st.sampled_from(["http", "https", "HTTP"]), any_text)
+
 
 @settings(
     max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    field=st.sampled_from(["spec.model.uri", "spec.data.train.0.uri", "spec.storage.claimName", "metadata.name"]),
-    value=uri | path_like | st.from_regex(r"[-a-z0-9.A-Z]{1,60}", fullmatch=True),
+    field=st.sampled_from(["spec.model.uri", "spec.data.train.0.uri", "spec.storage.claimName", "metadata.name", URL]),
+    value=uri | address | path_like | st.from_regex(r"[-a-z0-9.A-Z]{1,60}", fullmatch=True),
 )
 def test_both_read_texts_alike(crd_server: Rig, field: str, value: str) -> None:
     """RE2 there and re here, on any text."""
@@ -141,6 +165,7 @@ def test_both_read_texts_alike(crd_server: Rig, field: str, value: str) -> None:
         value.encode()
     except UnicodeEncodeError:
         return
-    manifest = job({field: value})
+    base = {**RL, "spec.rewards": [{"http": {}}]} if field == URL else {}
+    manifest = job({**base, field: value})
     answer, problems = crd_server.try_create(manifest), check(manifest)
     assert answer.ok == (not problems), (field, value, answer.text, list(map(str, problems)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.api.online_cases import PPO, RL, RLOO
 from tests.api.rule_cases import EVAL, PREFERENCE, REMOVE, REWARD, job
 from tests.cluster.crd_rig import JOBS, Rig
 
@@ -40,6 +41,12 @@ EDITS: dict[str, dict[str, Any]] = {
     "reference": {"reference": {"uri": "hf://a/b"}},
     "preference": {"preference": {"beta": 0.5}},
     "rewardModel": {"rewardModel": {"centering": 0.5}},
+    "rollout": {"rollout": {"topK": 5}},
+    "rewards": {"rewards": [{"math": {"column": "other"}}]},
+    "grpo": {"grpo": {"groupSize": 4}},
+    "ppo": {"ppo": {"epochs": 1}},
+    "rloo": {"rloo": {"groupSize": 8}},
+    "critic": {"critic": {"warmupSteps": 1}},
     "tuning": {"tuning": "LoRA"},
     "lora": {"lora": {"rank": 8}},
     "model": {"model": {"uri": "hf://a/b"}},
@@ -59,7 +66,13 @@ EDITS: dict[str, dict[str, Any]] = {
 }
 
 
-BASES = {**dict.fromkeys(("algorithm", "reference", "preference"), PREFERENCE), "rewardModel": REWARD}
+BASES = {
+    **dict.fromkeys(("algorithm", "reference", "preference"), PREFERENCE),
+    "rewardModel": REWARD,
+    **dict.fromkeys(("rollout", "rewards", "grpo"), RL),
+    **dict.fromkeys(("ppo", "critic"), PPO),
+    "rloo": RLOO,
+}
 
 
 @pytest.mark.parametrize("field", EDITS)
