@@ -15,7 +15,12 @@ from posttrain_api.records import Report
 
 LOG_SECONDS = 10.0
 _SHOWN = {
+    "reward": "reward",
     "loss": "loss",
+    "kl": "kl",
+    "objective/kl": "kl",
+    "completions/mean_length": "length",
+    "eval_reward": "eval reward",
     "eval_loss": "eval",
     "mean_token_accuracy": "acc",
     "learning_rate": "lr",

@@ -62,8 +62,24 @@ SERIES = (
     Series("mean_reward", "mean_reward", "RewardModel: mean score"),
     Series("eval_accuracy", "eval_accuracy", "RewardModel: that share in the evaluation set"),
     Series("eval_margin", "eval_margin", "RewardModel: that mean in the evaluation set"),
+    Series("reward", "reward", "RL: mean reward of the rollout's completions"),
+    Series("reward_std", "reward_std", "RL: standard deviation of rewards within a group, mean over groups"),
+    Series("frac_reward_zero_std", "reward_zero_std_ratio", "RL: share of groups whose rewards are all the same"),
+    Series("eval_reward", "eval_reward", "RL: mean reward on the evaluation set"),
+    Series("kl", "kl", "RL: KL divergence from the reference, per token"),
+    Series("objective/kl", "kl_per_completion", "PPO, RLOO: KL divergence from the reference, per completion"),
+    Series("clip_ratio/region_mean", "clip_ratio", "RL: share of tokens whose probability ratio was clipped"),
+    Series("policy/clipfrac_avg", "policy_clip_ratio", "PPO: share of tokens whose probability ratio was clipped"),
+    Series("critic/loss", "critic_loss", "PPO: loss of the critic"),
+    Series("val/explained_variance", "critic_explained_variance", "PPO: share of the returns' variance it explains"),
+    Series("completions/mean_length", "completion_length", "RL: mean completion, tokens"),
+    Series("completions/clipped_ratio", "completions_truncated_ratio", "RL: share of completions that did not end"),
+    Series("sampling/sampling_logp_difference/mean", "sampling_logp_difference", "RL: trainer against rollout engine"),
 )
-PHASES = ("data", "reference", "forward_backward", "optimizer", "evaluation", "checkpoint")
+PHASES = (
+    *("data", "rollout", "reward", "reference", "scoring", "forward_backward", "optimizer", "evaluation"),
+    "checkpoint",
+)
 """`time/<phase>` of metrics.jsonl becomes posttrain_phase_seconds{phase="<phase>"}."""
 STEP = Series("step", "step", "Optimizer steps done")
 PHASE_SECONDS = Series("time/<phase>", "phase_seconds", "Seconds of the step by phase")
