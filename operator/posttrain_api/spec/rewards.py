@@ -162,7 +162,11 @@ class Reward(SpecModel):
     regex: PatternReward | None = optional("1 where the pattern is found in it", example={"pattern": "Answer: [0-9]+"})
     length: LengthReward | None = optional("1 where the completion is so long", example={"maxTokens": 400})
     model: RewardModelRef | None = optional("A reward model's score", example={"fromJob": {"name": "judge"}})
-    http: HTTPReward | None = optional("What a server answers", example={"url": "https://judge.example.com/score"})
+    http: HTTPReward | None = optional(
+        "What a server answers: it is sent {prompts, completions, columns} as JSON by POST and answers {rewards: [...]}, a "
+        "number or null for each completion",
+        example={"url": "https://judge.example.com/score"},
+    )
     python: PythonReward | None = optional(
         "What a function of your own returns",
         example={"configMapRef": {"name": "my-reward"}, "function": "score"},
