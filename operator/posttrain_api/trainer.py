@@ -93,7 +93,6 @@ class ModelConfig(Model):
     adapters: tuple[Source, ...] = ()
     """Adapters of earlier jobs on `source`, oldest first: merged into it in memory."""
     scratch: Scratch | None = None
-    dtype: Literal["Auto", "BF16", "FP32"] = "Auto"
     attention: Literal["Auto", "SDPA", "Eager"] = "Auto"
     trust_remote_code: bool = False
     chat_template: str | None = None

@@ -197,7 +197,7 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
     Refused("name too long", {"metadata.name": LONGEST + "c"}, "metadata.name", _NAME),
     Refused("name starts with a digit", {"metadata.name": "1st"}, "metadata.name", _NAME),
     Refused("two model sources", {"spec.model.fromJob": {"name": "base"}}, "spec.model", _ONE_MODEL),
-    Refused("no model source", {"spec.model": {"dtype": "FP32"}}, "spec.model", _ONE_MODEL),
+    Refused("no model source", {"spec.model": {"attention": "SDPA"}}, "spec.model", _ONE_MODEL),
     Refused("neither lora nor tuning", {"spec.lora": REMOVE}, "spec.tuning", "must be said outside stage Pretrain"),
     Refused("lora and full", {"spec.tuning": "Full"}, "spec.lora", "contradicts tuning: Full"),
     Refused(
@@ -673,6 +673,7 @@ UNKNOWN: tuple[Refused, ...] = (
     Refused("at the root", {"specs": {}}, "specs", "unknown field"),
     Refused("in metadata", {"metadata.lables": {}}, "metadata.lables", "unknown field"),
     Refused("typo", {"spec.lora.rnak": 3}, "spec.lora.rnak", "unknown field"),
+    Refused("dtype", {"spec.model.dtype": "FP32"}, "spec.model.dtype", "unknown field"),
     Refused("later block", {"spec.guards": {"nonFinite": "Fail"}}, "spec.guards", "unknown field"),
     Refused("later evaluation", {**EVAL, "spec.evaluation": {"generate": True}}, "spec.evaluation.generate", "unknown"),
     Refused("snake case", {"spec.data.max_length": 9}, "spec.data.max_length", "unknown field"),

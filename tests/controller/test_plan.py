@@ -242,15 +242,9 @@ def test_small_words_reach_the_trainer() -> None:
     assert made.image == "mine:2"
     model = {
         "uri": "pvc://a",
-        "dtype": "FP32",
         "attention": "Eager",
         "trustRemoteCode": True,
         "chatTemplate": "{{ x }}",
     }
     config = plan({"spec.model": model}).config.model
-    assert (config.dtype, config.attention, config.trust_remote_code, config.chat_template) == (
-        "FP32",
-        "Eager",
-        True,
-        "{{ x }}",
-    )
+    assert (config.attention, config.trust_remote_code, config.chat_template) == ("Eager", True, "{{ x }}")

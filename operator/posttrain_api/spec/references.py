@@ -127,9 +127,6 @@ class ModelRef(SpecModel):
     secret_ref: ObjectRef | None = optional(
         SECRET, default="s3:// and gs://: the pod's own identity, else none", example={"name": "hf-token"}
     )
-    dtype: Literal["Auto", "FP32"] | None = optional(
-        "Number format the weights are loaded in; Auto follows training.precision", default="Auto", example="FP32"
-    )
     attention: Literal["Auto", "SDPA", "Eager"] | None = optional(
         "Attention kernel; Auto takes the fastest that is exact on the device", default="Auto", example="SDPA"
     )

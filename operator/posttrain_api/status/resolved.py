@@ -89,7 +89,6 @@ class ResolvedModel(Model):
     )
     secret_ref: ResolvedSecretRef | None = optional("Secret that fetches the model", example={"name": "hf-token"})
     scratch: ResolvedScratch | None = optional("Shape of a new model", example={"family": "Llama"})
-    dtype: Word | None = optional("Number format the weights are loaded in", example="Auto")
     attention: Word | None = optional("Attention kernel", example="SDPA")
     trust_remote_code: bool | None = optional("Whether the model's own code runs", example=False)
     revision: Annotated[str, Field(max_length=DIGEST)] | None = optional(

@@ -92,7 +92,6 @@ def model_config(context: Context, place: ModelPlace | None) -> ModelConfig:
         source=None if scratch else source,
         adapters=_sources(place) if place else (),
         scratch=scratch,
-        dtype=model.dtype or "Auto",
         attention=model.attention or "Auto",
         trust_remote_code=bool(model.trust_remote_code),
         chat_template=model.chat_template,

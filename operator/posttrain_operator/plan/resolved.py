@@ -100,7 +100,6 @@ def _model(config: TrainerConfig, secret: str | None) -> dict[str, Any]:
         "secretRef": {"name": secret} if secret else None,
         "adapters": [adapter.uri for adapter in model.adapters] or None,
         "scratch": model.scratch.to_wire() if model.scratch else None,
-        "dtype": model.dtype,
         "attention": model.attention,
         "trustRemoteCode": model.trust_remote_code,
     }
