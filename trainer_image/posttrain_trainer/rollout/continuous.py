@@ -33,7 +33,9 @@ from posttrain_trainer.runtime import Control
 PAGE = 32
 """Tokens of a page: a request wastes half of one."""
 MAX_BATCH_TOKENS = 2048
-"""Of one forward, prompts included: where there is no flash attention, its mask is this by all tokens of the cache."""
+"""Of one forward, prompts included."""
+MASK = 2**26
+"""Numbers in the mask of a forward, its tokens by those of the cache; a flash kernel has none."""
 MAX_ROWS = 256
 """Completions of a forward: bounds the logits of one step."""
 
@@ -57,13 +59,18 @@ class ContinuousBatching:
             budget = self._budget or tokens_that_fit(model)
             try:
                 if requests:
-                    outputs = _outputs(model, _Work(requests, sampling, budget), turns)
+                    outputs = _outputs(model, _Work(requests, sampling, budget, is_flash(model)), turns)
                 turns.finish()
             except Stopped:
                 return None
         samples = [_sample(outputs.get(str(i)), i, sampling, version) for i in range(len(requests))]
         check_samples(samples)
         return samples
+
+
+def is_flash(model: Any) -> bool:
+    """Whether the model's attention is a flash kernel, which needs no mask to tell requests apart."""
+    return "flash" in model.config._attn_implementation
 
 
 @dataclass(frozen=True)
@@ -73,22 +80,26 @@ class _Work:
     requests: Sequence[Request]
     sampling: Sampling
     budget: int
+    flash: bool
 
     def settings(self) -> ContinuousBatchingConfig:
         """Room for every request at once, or for `budget` tokens; never less than for the longest request."""
         pages = [-(-(len(request.prompt) + self.sampling.max_new_tokens) // PAGE) + 1 for request in self.requests]
         blocks = max(max(pages), min(sum(pages), self.budget // PAGE))
+        rows = min(MAX_ROWS, len(self.requests))
+        at_once = MAX_BATCH_TOKENS if self.flash else max(rows, min(MAX_BATCH_TOKENS, MASK // (blocks * PAGE)))
         return ContinuousBatchingConfig(
             page_size=PAGE,
             num_blocks=blocks,
-            max_batch_tokens=min(MAX_BATCH_TOKENS, blocks * PAGE),
-            max_requests_per_batch=min(MAX_ROWS, len(self.requests)),
+            max_batch_tokens=min(at_once, blocks * PAGE),
+            max_requests_per_batch=rows,
             max_memory_percent=1.0,  # the room is counted by us
             allow_block_sharing=True,
             use_async_batching=False,
             use_cuda_graph=False,
             return_logprobs=True,
             auto_switch_to_flash=False,  # it would fetch a kernel from the Hub
+            disable_nccl_graph_mixing=False,  # it would set a variable of the environment
             seed=0,
         )
 
