@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from reward_kit import alone, completion, of_function, reward, scored, three, write_functions
 
@@ -82,6 +83,16 @@ def test_bad_functions(functions: Path, function: str, words: list[str]) -> None
     assert caught.value.reason is Reason.REWARD_ERROR
     assert caught.value.message.startswith("reward 'mine': ")
     assert [word for word in [*words, "onError"] if word not in caught.value.message] == []
+
+
+def test_the_traceback_is_in_the_log(functions: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "posttrain_trainer.rewards")
+    rewards = RewardSet([of_function(functions, "raises", on_error="Skip")], alone)
+    try:
+        rewards.score(three())
+        assert "reward mine:     def raises(completions): return [1 / 0]" in caplog.text
+    finally:
+        rewards.close()
 
 
 @pytest.mark.parametrize(("function", "place", "what", "kept"), BAD_ROWS)
@@ -276,6 +287,17 @@ def gone(pid: int) -> bool:
 def test_columns_with_our_names_are_refused(functions: Path) -> None:
     with pytest.raises(TrainerFailure, match="column 'completion_ids'"):
         scored(of_function(functions, "answers"), three(completion_ids=[1]))
+
+
+def test_answers_that_cannot_be_read_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    rewards = RewardSet([reward(name="right", exact_match={"column": "answer"})], alone)
+    try:
+        for _ in range(2):
+            assert np.isnan(rewards.score([completion("yes", number=5, answer=" ")]).values).all()
+    finally:
+        rewards.close()
+    assert caplog.text.count("reward 'right': 1 of 1 completions are skipped") == 1
+    assert "in row 5" in caplog.text
 
 
 def test_no_completions(functions: Path) -> None:

@@ -70,6 +70,8 @@ async def _awaited(answer: Awaitable[Any]) -> Any:
 
 
 def _raised(error: BaseException, path: Path) -> str:
+    """What happened, for the message; the whole traceback goes to the log."""
+    traceback.print_exception(error)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     place = f" at line {lines[-1]} of {path.name}" if lines else ""
     return f"{path.name} raised {type(error).__name__}: {str(error)[:300]}{place}"

@@ -88,6 +88,7 @@ class Worker:
             for message in self._line.look():
                 outcome = self._heard(message)
                 if outcome is not None:
+                    self._output.look()  # what it printed before it answered
                     return outcome
         except ConnectionError:
             dead = True
