@@ -20,6 +20,10 @@ from posttrain_api.trainer import PreferenceConfig, RewardModelConfig
 from posttrain_trainer.algorithms.language_modeling import LanguageModeling
 from posttrain_trainer.algorithms.preference import Preference
 from posttrain_trainer.algorithms.reward_model import RewardModel
+from posttrain_trainer.data.fit import IDENTICAL, TOO_LONG, Limits, answered, fit_pair
+from posttrain_trainer.data.messages import RowRefused
+from posttrain_trainer.data.rows import parse_row
+from posttrain_trainer.data.schema import Kind
 from posttrain_trainer.microbatch import collate
 from posttrain_trainer.schedule import Schedule
 from posttrain_trainer.score_model import ScoreModel
@@ -155,6 +159,30 @@ def test_metrics_that_are_left_out(dpo: Any, reward: Any) -> None:
     parts = kit.micros(kit.pair_rows(PAIRS), whole=True)
     found = ours(RewardModel(RewardModelConfig()), ScoreModel(kit.classifier(0)), parts)
     assert logged.keys() - found.metrics == {"min_reward", "max_reward", "num_tokens"}
+
+
+def test_pairs_that_teach_nothing_are_left_out(dpo: Any) -> None:
+    """TRL takes the pair of equal answers, and the one whose chosen answer is EOS alone."""
+    assert PAIRS[0].chosen == (EOS,)
+    assert PAIRS[1].chosen == PAIRS[1].rejected
+    assert len(dpo.train_dataset) == len(PAIRS)
+    same = answered(list(PAIRS[1].prompt), list(PAIRS[1].chosen))
+    with pytest.raises(RowRefused) as equal:
+        fit_pair(same, same, Limits(64, "Skip"), None)
+    with pytest.raises(RowRefused) as empty:
+        parse_row({"prompt": "q", "chosen": "", "rejected": "b"}, Kind.COMPARISON, {}, "Auto")
+    assert (equal.value.reason, empty.value.reason) == (IDENTICAL, "EmptyCompletion")
+
+
+def test_a_pair_too_long_is_left_out(tmp_path: Path) -> None:
+    trainer = trl.dpo(kit.language_model(0), kit.language_model(1), PAIRS, tmp_path, max_length=10)
+    pair = max(PAIRS, key=lambda each: len(each.prompt) + len(each.chosen))
+    assert len(pair.prompt) + len(pair.chosen) > 10
+    assert trl.batch(trainer)["input_ids"].shape == (2 * len(PAIRS), 10)
+    both = [answered(list(pair.prompt), list(answer)) for answer in (pair.chosen, pair.rejected)]
+    with pytest.raises(RowRefused) as refused:
+        fit_pair(*both, Limits(10, "Skip"), None)
+    assert refused.value.reason == TOO_LONG
 
 
 def test_the_first_step_learns() -> None:
