@@ -17,9 +17,9 @@ from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import packing
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import assemble, course_of
-from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.batching import Feed
 from posttrain_trainer.checkpoint import State
+from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.loop import Loop
 from posttrain_trainer.metrics import MetricsFile
 from posttrain_trainer.prepared import Prepared
