@@ -29,6 +29,7 @@ from posttrain_api.online import (
 from posttrain_api.places import Source
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import JobIdentity, LoraConfig, PreferenceConfig, ReferenceConfig, Topology, TrainerConfig
+from posttrain_trainer import tokenizer as tokenizers_
 from posttrain_trainer.algorithms import online_of
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.model import check_unchanged
@@ -123,10 +124,29 @@ def test_a_job_is_prepared(tmp_path: Path, model: Path, caplog: pytest.LogCaptur
     assert (prepared.critic_dir, prepared.critic_digest) == (None, None)
     shown = (Path(prepared.train_dir).parent / "preflight.txt").read_text()
     assert shown.partition("reward right: ")[0] in caplog.text
+    assert "reward right: tried on 11 rows with" in shown
     assert "stop tokens: a completion ends with the first of '<|endoftext|>'" in shown
     assert "train.jsonl line 3: " in shown
     assert "prompt: 'what is 2 plus 2? '" in shown
     assert 'columns for the rewards: {"answer": "4"}' in shown
+
+
+def test_messages_need_a_chat_template(tmp_path: Path, model: Path) -> None:
+    """Its end of an answer is a stop token."""
+    rows = [
+        {"question": [{"role": "user", "content": row["question"]}], "answer": row["answer"]} for row in questions(8)
+    ]
+    bare = model_folder(tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    failure = failure_of(rl_job(tmp_path, bare, rows))
+    assert failure.reason is Reason.MODEL_INCOMPATIBLE
+    assert "the tokenizer has no chat template" in failure.message
+    own = model_source(model).model_copy(
+        update={"chat_template": tokenizers_.CHAT_TEMPLATE.replace("+ eos_token", "+ '<|user|>'")}
+    )
+    prepared = prepare(rl_job(tmp_path, model, rows).model_copy(update={"model": own}))
+    words = small_tokenizer()
+    assert prepared.stop_tokens == (words.convert_tokens_to_ids("<|user|>"), words.eos_token_id)
 
 
 def test_a_wrong_row_of_eval_is_refused_too(tmp_path: Path, model: Path) -> None:
