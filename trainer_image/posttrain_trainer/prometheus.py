@@ -38,7 +38,7 @@ class Series:
 
 SERIES = (
     Series("loss", "loss", "Training loss of the step"),
-    Series("eval_loss", "eval_loss", "Loss on the evaluation set, nats per counted token"),
+    Series("eval_loss", "eval_loss", "Loss on the evaluation set: per counted token, or per pair"),
     Series("learning_rate", "learning_rate", "Learning rate of the step"),
     Series("grad_norm", "grad_norm", "Norm of the gradient before clipping"),
     Series("epoch", "epoch", "Passes over the training data so far"),
