@@ -205,8 +205,8 @@ def _out(algorithm: Any, logp: torch.Tensor) -> Any:
 def test_a_dummy_adds_nothing(algorithm: Any) -> None:
     """Its token is in another context than what is known of it: exp of the difference would be infinite."""
     made = _experience([3], [1], **{name: [value] * 3 for name, value in EVERY.items()})
-    micro, logp = dummy(made[0]), torch.tensor([-200.0], requires_grad=True)
-    far = {**micro.each, OLD: torch.tensor([-1.0]), REFERENCE: torch.tensor([300.0])}
+    micro, logp = dummy(made[0]), torch.tensor([-1.0], requires_grad=True)
+    far = {**micro.each, OLD: torch.tensor([-200.0]), REFERENCE: torch.tensor([200.0])}
     micro = MicroBatch(**{**vars(micro), "each": far})
     assert set(algorithm.weights(micro).values()) == {0.0}
     losses = algorithm.losses(_out(algorithm, logp), micro)
