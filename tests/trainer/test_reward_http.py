@@ -52,6 +52,10 @@ def good(handler: Handler, body: dict[str, Any]) -> None:
     )
 
 
+def odd_one(handler: Handler, body: dict[str, Any]) -> None:
+    handler.say({"rewards": ["?" if text == "200" else 1 for text in body["completions"]]})
+
+
 def busy_twice(handler: Handler, body: dict[str, Any]) -> None:
     if handler.tries() == 1:
         handler.say({}, 429, Retry_After="0")
@@ -80,11 +84,12 @@ def says(value: Any, status: int = 200, **headers: str) -> Answer:
 ANSWERS: dict[str, Answer] = {
     "/good": good,
     "/busy-twice": busy_twice,
+    "/odd-one": odd_one,
     "/busy": says({}, 503),
     "/later": says({}, 429, Retry_After="100"),
     "/later-date": says({}, 429, Retry_After="Wed, 21 Oct 2150 07:28:00 GMT"),
     "/drips": drips,
-    "/silent": lambda handler, body: time.sleep(3),
+    "/silent": lambda handler, body: time.sleep(5),
     "/closes": lambda handler, body: handler.connection.shutdown(socket.SHUT_RDWR),
     "/no-json": says(b"<html>oops"),
     "/list": says([1, 2, 3]),
@@ -94,9 +99,11 @@ ANSWERS: dict[str, Answer] = {
     "/nan": says(b'{"rewards": [1, NaN, null]}'),
     "/null": says({"rewards": [1, None, 0.5]}),
     "/denied": says({"detail": "who are you"}, 401),
-    "/moved": says({}, 307, Location="http://127.0.0.1:1/steal?token=x"),
+    "/moved": says({}, 302, Location="http://127.0.0.1:1/steal?token=x"),
     "/huge": says(b" " * ((1 << 24) + 1)),
 }
+WAITS = ("/busy", "/silent", "/closes", "/drips")
+"""Only the deadline ends them."""
 
 
 @pytest.fixture
@@ -145,6 +152,12 @@ def test_many_completions_go_in_parts(server: Any) -> None:
     assert [len(body["completions"]) for *_, body in server.seen] == [128, 128, 44]
 
 
+def test_a_bad_value_in_a_later_part(server: Any) -> None:
+    many = [completion(str(n), number=1000 + n) for n in range(300)]
+    with pytest.raises(TrainerFailure, match=r"\(completion 200 of 300, row 1200\)"):
+        scored(of_server(server, "/odd-one"), many)
+
+
 def test_a_busy_server_is_asked_again(server: Any) -> None:
     result = scored(of_server(server, "/busy-twice"), three())
     assert result.values[:, 0].tolist() == [0, 1, 0]
@@ -172,16 +185,17 @@ def test_null_is_none(server: Any) -> None:
         ("/odd", ["a str ('2')", "completion 1 of 3, row 12"]),
         ("/nan", ["answered nan", "completion 1 of 3, row 12"]),
         ("/denied", ["it answered 401 Unauthorized", "who are you"]),
-        ("/moved", ["it answered 307", "http://127.0.0.1:1/steal", "not followed"]),
+        ("/moved", ["it answered 302", "http://127.0.0.1:1/steal", "not followed"]),
         ("/huge", ["longer than 16 MiB"]),
     ],
 )
 def test_bad_answers(server: Any, tmp_path: Path, path: str, words: list[str]) -> None:
     (tmp_path / "token").write_text("s3cret")
+    seconds = 1.5 if path in WAITS else 20.0
     begun = time.monotonic()
     with pytest.raises(TrainerFailure) as caught:
-        scored(of_server(server, f"{path}?key=s3cret", tmp_path, timeout_seconds=1.5), three())
-    assert time.monotonic() - begun < 10
+        scored(of_server(server, f"{path}?key=s3cret", tmp_path, timeout_seconds=seconds), three())
+    assert time.monotonic() - begun < 15
     assert caught.value.reason is Reason.REWARD_ERROR
     message = caught.value.message
     assert [word for word in ["reward 'judge': ", path, *words] if word not in message] == []

@@ -14,6 +14,7 @@ from posttrain_trainer.rewards.calls import Batch, Reply
 from posttrain_trainer.rewards.child import KINDS
 from posttrain_trainer.rewards.reward_set import batch_of
 from posttrain_trainer.rewards.rules import Unloadable
+from posttrain_trainer.rewards.workers import SLACK_SECONDS
 
 SAME = [
     ("Natalia sold 48 + 24 = 72.\n#### 72", "so she sold 72 clips\n#### 72"),
@@ -139,8 +140,8 @@ def test_a_catastrophic_pattern_costs_its_row_only(monkeypatch: pytest.MonkeyPat
 
 def test_many_slow_rows_end_before_the_call_does() -> None:
     begun = time.monotonic()
-    reply = score("regex", [("", "aab"), *[("", "a" * 60)] * 30], seconds=1.0, pattern="^(a+)+b$")
-    assert time.monotonic() - begun < 1.0
+    reply = score("regex", [("", "aab"), *[("", "a" * 60)] * 30], seconds=3.0, pattern="^(a+)+b$")
+    assert time.monotonic() - begun < 3.0 + SLACK_SECONDS
     assert reply.values == [1.0, *[None] * 30]
     assert sorted(reply.errors) == list(range(1, 31))
 

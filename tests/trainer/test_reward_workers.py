@@ -139,15 +139,15 @@ def test_a_hang_costs_its_deadline_and_the_next_call_works(functions: Path, tmp_
         assert rewards.score(three()).failures == {"mine": 3, "other": 0}  # all are loaded
         begun = time.monotonic()
         result = rewards.score(three())
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 10  # the machine may be busy; without a limit it would be for ever
         assert result.values.tolist() == [[0, 0], [0, 1], [0, 0]]
-        assert result.seconds["other"] < 0.5
+        assert result.seconds["other"] < result.seconds["mine"]
     finally:
         rewards.close()
 
 
 def test_a_killed_process_is_replaced(functions: Path, tmp_path: Path) -> None:
-    rewards = RewardSet([of_function(functions, "once", timeout_seconds=0.5, on_error="Skip")], alone)
+    rewards = RewardSet([of_function(functions, "once", timeout_seconds=1.5, on_error="Skip")], alone)
     try:
         completions = three(folder=str(tmp_path))
         assert rewards.score(completions).failures == {"mine": 3}
@@ -222,7 +222,7 @@ def test_a_file_that_hangs_while_it_is_loaded(tmp_path: Path, monkeypatch: pytes
 def test_a_large_batch_and_a_process_that_does_not_read(functions: Path) -> None:
     many = [completion("x" * 20_000, number=n, answer="x") for n in range(500)]  # 10 MB: far more than a socket holds
     assert scored(of_function(functions, "answers"), many).values.sum() == 500
-    rewards = RewardSet([of_function(functions, "answers", timeout_seconds=1.0, on_error="Zero")], alone)
+    rewards = RewardSet([of_function(functions, "answers", timeout_seconds=2.0, on_error="Zero")], alone)
     try:
         rewards.score(three())
         worker: Any = rewards._workers["mine"]

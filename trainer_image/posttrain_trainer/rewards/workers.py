@@ -25,6 +25,8 @@ from posttrain_trainer.rewards.output import Output
 
 START_SECONDS = 120.0
 """To load a user's file, which may import much."""
+SLACK_SECONDS = 2.0
+"""After its deadline a process that watches the clock itself has so long to say what it has."""
 TICK_SECONDS = 0.1
 """Between looks at the clock and at memory."""
 _KILL_SECONDS = 5.0
@@ -144,25 +146,35 @@ class Worker:
 
     def _excess(self) -> str | None:
         """The limit that the process has passed, if it has; then it is dead."""
-        assert self._call is not None
-        limit = self._call.seconds if self._ready else START_SECONDS
-        used = _resident_bytes(self._process.pid)
-        if used > self._memory:
-            what = (
-                f"its process used {used / 2**30:.1f} GiB of memory, where it may use {self._memory / 2**30:.1f} (half "
-                "of the container's, shared by its ranks). Let it use less, or raise resources.memory"
-            )
-        elif time.monotonic() - (self._sent if self._ready else self._begun) > limit:
-            what = (
-                f"no answer for {len(self._call.batch)} completions after timeoutSeconds, {limit:g} s. Raise it, or "
-                "make the reward faster"
-                if self._ready
-                else f"it was not loaded after {limit:g} s. Make what it does at import shorter"
-            )
-        else:
-            return None
-        self._kill()
+        what = self._too_large() or self._too_late()
+        if what is not None:
+            self._kill()
         return what
+
+    def _too_large(self) -> str | None:
+        used = _resident_bytes(self._process.pid)
+        if used <= self._memory:
+            return None
+        return (
+            f"its process used {used / 2**30:.1f} GiB of memory, where it may use {self._memory / 2**30:.1f} (half of "
+            "the container's, shared by its ranks). Let it use less, or raise resources.memory"
+        )
+
+    def _too_late(self) -> str | None:
+        assert self._call is not None
+        now = time.monotonic()
+        if not self._ready:
+            late = now - self._begun > START_SECONDS
+            what = f"it was not loaded after {START_SECONDS:g} s. Make what it does at import shorter"
+            return what if late else None
+        seconds, completions = self._call.seconds, len(self._call.batch)
+        slack = 0.0 if self._task.kind == "python" else SLACK_SECONDS
+        if now - self._sent <= seconds + slack:
+            return None
+        return (
+            f"no answer for {completions} completions after timeoutSeconds, {seconds:g} s. Raise it, or make "
+            "the reward faster"
+        )
 
     def _end(self) -> str:
         """How the process ended by itself."""
