@@ -14,7 +14,9 @@ from parity_online import MOST, Models
 from posttrain_api.online import GRPOConfig, OverlongPenalty
 from posttrain_trainer.advantages import overlong
 from posttrain_trainer.algorithms.grpo import GRPO
+from posttrain_trainer.drawing import Drawn
 from posttrain_trainer.policy_losses import TIS_MOST
+from posttrain_trainer.rollout_metrics import metrics_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL's own
 GIVEN = online.rollout()
@@ -134,6 +136,16 @@ def test_overlong_penalty() -> None:
     theirs = get_soft_overlong_punishment(max_completion_len=MOST, soft_punish_cache=4)
     found = overlong(sizes, MOST, OverlongPenalty(buffer_tokens=4))
     assert found.tolist() == theirs([[2] * int(size) for size in sizes])
+
+
+def test_what_is_reported_of_rewards(trainer: Any, models: Models) -> None:
+    theirs = online.theirs(_told(trainer, GRPOConfig()), GIVEN, models).side.metrics
+    drawn = Drawn(online.experience(GIVEN, models), np.zeros(16, dtype=np.int64), {}, {})
+    ours = metrics_of(drawn, ("_no_reward", "other"))
+    for name in ("reward", "reward_std"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+    # One group of four has equal rewards, and one only a single reward, which TRL does not count.
+    assert (ours["frac_reward_zero_std"], theirs["frac_reward_zero_std"]) == (0.5, 0.25)
 
 
 # What is meant to differ.

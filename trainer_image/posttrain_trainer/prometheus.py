@@ -63,7 +63,7 @@ SERIES = (
     Series("eval_accuracy", "eval_accuracy", "RewardModel: that share in the evaluation set"),
     Series("eval_margin", "eval_margin", "RewardModel: that mean in the evaluation set"),
     Series("reward", "reward", "RL: mean reward of the rollout's completions"),
-    Series("reward_std", "reward_std", "RL: standard deviation of rewards within a group, mean over groups"),
+    Series("reward_std", "reward_std", "RL: standard deviation of rewards over all completions"),
     Series("frac_reward_zero_std", "reward_zero_std_ratio", "RL: share of groups whose rewards are all the same"),
     Series("eval_reward", "eval_reward", "RL: mean reward on the evaluation set"),
     Series("kl", "kl", "RL: KL divergence from the reference, per token"),

@@ -20,12 +20,11 @@ def metrics_of(drawn: Drawn, names: Sequence[str]) -> Metrics:
 
 
 def _rewards(experience: Experience, names: Sequence[str]) -> Metrics:
-    """`reward` and its standard deviation within groups, as TRL: the mean over groups, with Bessel's correction."""
+    """`reward` and its standard deviation over all completions, as TRL, over n − 1; the same of each reward."""
     reward = experience.reward
-    deviations = [_deviation(reward[experience.group == number]) for number in range(int(experience.group.max()) + 1)]
     found = {
         "reward": _mean(reward),
-        "reward_std": float(np.mean(deviations)),
+        "reward_std": _deviation(reward),
         "frac_reward_zero_std": zero_variance_share(reward, experience.group),
     }
     for name, values in zip(names, experience.rewards.T, strict=True):
