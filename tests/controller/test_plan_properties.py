@@ -84,6 +84,11 @@ def test_no_path_leaves_its_mount(manifest: dict[str, Any]) -> None:
     models = [config.model.source, *config.model.adapters]
     if config.reference:
         models += [config.reference.source, *config.reference.adapters]
+    for beside in (*(reward.model for reward in config.rewards), config.critic):
+        models += [beside.source, *beside.adapters] if beside else []
+    for script in (reward.python.path for reward in config.rewards if reward.python):
+        assert posixpath.normpath(script) == script
+        assert script.split("/")[4] in made.config_maps
     sources = [*config.data.train, *config.data.eval, *models, config.checkpoint.start_from]
     for source in sources:
         if source and source.path and source.uri.startswith("pvc://"):
