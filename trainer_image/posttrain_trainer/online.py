@@ -131,12 +131,12 @@ class Collector:
         advantages = None if advantage is None else [part[0] for part in experience.by_sample(advantage)]
         lines = []
         for number in range(min(SHOWN, len(experience))):
-            rewards = dict(zip(drawer.rewards.names, experience.rewards[number].tolist(), strict=True))
+            rewards = dict(zip(drawer.rewards.names, map(_known, experience.rewards[number]), strict=True))
             lines.append(
                 {
                     "prompt": drawer.decode(experience.prompts[number]),
                     "completion": drawer.decode(experience.completions[number]),
-                    "reward": float(experience.reward[number]),
+                    "reward": _known(experience.reward[number]),
                     "rewards": rewards,
                     "advantage": None if advantages is None else float(advantages[number]),
                     "ended": bool(experience.ended[number]),
@@ -144,6 +144,11 @@ class Collector:
                 }
             )
         return lines
+
+
+def _known(value: float) -> float | None:
+    """None where a reward was skipped: JSON has no NaN."""
+    return None if np.isnan(value) else float(value)
 
 
 def _count(experience: Experience) -> int:
