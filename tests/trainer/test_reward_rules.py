@@ -38,6 +38,7 @@ SAME = [
     ("3x+2", "#### 2+3x"),
     ("(1,2)", "\\boxed{(1, 2)}"),
     ("72", "2 " * 5000 + "\nso 72"),
+    ("7", "\\boxed{7}, " + "and 3 is odd, " * 500),
 ]
 OTHER = [
     ("72", "#### 73"),
@@ -56,7 +57,7 @@ def batch(rows: Sequence[tuple[Any, str]]) -> Batch:
     return batch_of([completion(text, number=n, answer=gold) for n, (gold, text) in enumerate(rows)])
 
 
-def score(kind: str, rows: Sequence[tuple[Any, str]], seconds: float = 30.0, **arguments: Any) -> Reply:
+def score(kind: str, rows: Sequence[tuple[Any, str]], seconds: float = 240.0, **arguments: Any) -> Reply:
     return KINDS[kind](**arguments)(batch(rows), seconds)
 
 
@@ -84,12 +85,10 @@ def test_math_gold_that_cannot_be_read_is_none_and_counted() -> None:
 
 def test_math_that_runs_for_ever_is_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "ROW_SECONDS", 0.3)
-    begun = time.monotonic()
     endless = "$9^{9^{9^{9^{9}}}}$"
     reply = score("math", [("5", endless), ("5", "\\boxed{" + "(" * 3000 + "}"), ("5", "#### 5")], column="answer")
     assert reply.values == [0.0, 0.0, 1.0]
     assert reply.errors == {}
-    assert time.monotonic() - begun < 10
 
 
 def test_a_column_that_no_row_has_skips() -> None:
@@ -120,9 +119,10 @@ def test_exact_match() -> None:
 
 def test_patterns() -> None:
     pattern = r"<think>.*</think>\s*<answer>.*</answer>"
-    rows = [("", "<think>a\nb</think>\n<answer>1</answer>"), ("", "x <think></think><answer></answer> y"), ("", "")]
-    assert score("format", rows, pattern=pattern).values == [1.0, 0.0, 0.0]
-    assert score("regex", rows, pattern=pattern).values == [1.0, 1.0, 0.0]
+    right = "<think>a\nb</think>\n<answer>1</answer>"
+    rows = [("", right), ("", f"x {right}"), ("", f"{right} y"), ("", "")]
+    assert score("format", rows, pattern=pattern).values == [1.0, 0.0, 0.0, 0.0]
+    assert score("regex", rows, pattern=pattern).values == [1.0, 1.0, 1.0, 0.0]
     assert score("regex", [("", "a\nb")], pattern="a.b").values == [1.0]
 
 
@@ -135,7 +135,7 @@ def test_a_catastrophic_pattern_costs_its_row_only(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(rules, "ROW_SECONDS", 0.2)
     reply = score("regex", [("", "aab"), ("", "a" * 60), ("", "b")], pattern="^(a+)+b$")
     assert reply.values == [1.0, None, 0.0]
-    assert reply.errors == {1: "60 characters were not scored in 0.2 s"}
+    assert reply.errors == {1: "60 characters were not scored in 0.2 s of computing"}
 
 
 def test_many_slow_rows_end_before_the_call_does() -> None:
@@ -149,7 +149,9 @@ def test_many_slow_rows_end_before_the_call_does() -> None:
 def test_a_row_without_time_left_is_no_wrong_answer() -> None:
     reply = score("math", [("5", "$9^{9^{9^{9^{9}}}}$")] * 8, seconds=1.0, column="answer")
     assert reply.errors
-    assert 0 not in reply.errors
+    assert all(reply.values[place] is None for place in reply.errors)
+    assert {reply.values[place] for place in range(8) if place not in reply.errors} <= {0.0}
+    assert reply.notes == []
 
 
 @pytest.mark.parametrize(

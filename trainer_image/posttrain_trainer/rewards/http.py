@@ -105,7 +105,7 @@ def _request(url: str, secret_path: str | None, batch: Batch) -> urllib.request.
 
 def _asked(opener: urllib.request.OpenerDirector, request: urllib.request.Request, ends: float) -> Any:
     """The server's rewards, asked for again and again until `ends`."""
-    pause = _FIRST_PAUSE
+    pause, before = _FIRST_PAUSE, ""
     for tries in range(1, 1000):
         try:
             return _rewards(_sent(opener, request, ends))
@@ -115,7 +115,9 @@ def _asked(opener: urllib.request.OpenerDirector, request: urllib.request.Reques
                 asked = f"; it asks to wait {busy.wait:.0f} s" if busy.wait is not None else ""
                 raise _Refused(f"{busy} ({tries} tries{asked}). Look at the server, or raise timeoutSeconds") from busy
             time.sleep(wait)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause, before = min(2 * pause, _LONGEST_PAUSE), f"; before that {busy}"
+        except _Refused as refused:
+            raise _Refused(f"{refused}{before}") from refused
     raise _Refused("it was busy 1000 times")
 
 

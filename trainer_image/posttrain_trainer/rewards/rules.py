@@ -18,7 +18,8 @@ from typing import Any
 from posttrain_trainer.rewards.calls import Batch, Reply
 
 ROW_SECONDS = 5.0
-"""Of one row, and never more than a quarter of the call's seconds: one bad row must not take the others' time."""
+"""Of computing for one row, and never more than a quarter of the call's seconds: one bad row must not take the others'
+time. Not of the clock: a busy machine must not change a reward."""
 MARKER = "####"
 Score = Callable[[Batch, float], Reply]
 """A batch and the seconds that scoring it may take → the reply."""
@@ -31,7 +32,11 @@ class Unloadable(Exception):
 
 
 class _Slow(BaseException):
-    """Past every `except Exception` of the libraries between the alarm and us."""
+    """The row took too long. Past every `except Exception` of the libraries between the alarm and us."""
+
+
+class _Late(BaseException):
+    """The call's time is over."""
 
 
 def exact_match(column: str) -> Score:
@@ -79,20 +84,22 @@ def by_row(value: Row, column: str | None = None, slow: float | None = None) -> 
         longest = min(ROW_SECONDS, seconds / 4)
         ends = time.monotonic() + 0.9 * seconds  # a little before the process is killed without a word
         for place, (completion, gold) in enumerate(zip(batch.completions, golds, strict=True)):
-            limit = min(longest, ends - time.monotonic())
             try:
-                values.append(None if gold is None else _within(limit, value, completion, gold))
+                values.append(None if gold is None else _within((longest, ends), value, completion, gold))
             except _Slow:
                 values.append(slow)
-                if slow is None or limit < longest:
-                    errors[place] = f"{len(completion)} characters were not scored in {max(limit, 0):.2g} s"
-        return Reply(values, errors, notes=_unread(column, batch, values))
+                if slow is None:
+                    errors[place] = f"{len(completion)} characters were not scored in {longest:.2g} s of computing"
+            except _Late:
+                values.append(None)
+                errors[place] = f"timeoutSeconds, {seconds:g} s, were over before it was scored. Raise it"
+        unread = [place for place, each in enumerate(values) if each is None and place not in errors]
+        return Reply(values, errors, notes=_unread(column, batch, unread))
 
     return score
 
 
-def _unread(column: str | None, batch: Batch, values: Sequence[float | None]) -> list[str]:
-    places = [place for place, value in enumerate(values) if value is None]
+def _unread(column: str | None, batch: Batch, places: Sequence[int]) -> list[str]:
     if not places or column is None:
         return []
     example = batch.columns.get(column, [None] * len(batch))[places[0]]
@@ -100,18 +107,27 @@ def _unread(column: str | None, batch: Batch, values: Sequence[float | None]) ->
     return [f"{found}read, for example {str(example)[:80]!r} in row {batch.rows[places[0]]}"]
 
 
-def _within(seconds: float, value: Row, completion: str, gold: Any) -> float | None:
-    """Main thread only. Python's engine of regular expressions, and its integers, look for signals while they work."""
-    if seconds <= 0:
-        raise _Slow
-    before = signal.signal(signal.SIGALRM, _alarm)
+def _within(limits: tuple[float, float], value: Row, completion: str, gold: Any) -> float | None:
+    """The value, within so many seconds of computing and until that time. Main thread only: Python's engine of regular
+    expressions, and its integers, look for signals while they work."""
+    longest, ends = limits
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise _Late
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.signal(signal.SIGVTALRM, _slow)
+        signal.signal(signal.SIGALRM, _late)
+        signal.setitimer(signal.ITIMER_VIRTUAL, longest)
+        signal.setitimer(signal.ITIMER_REAL, left)
         return value(completion, gold)
     finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
-def _alarm(number: int, frame: FrameType | None) -> None:
+def _slow(number: int, frame: FrameType | None) -> None:
     raise _Slow
+
+
+def _late(number: int, frame: FrameType | None) -> None:
+    raise _Late
