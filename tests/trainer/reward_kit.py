@@ -64,9 +64,7 @@ def messages(completions): return [len(completion[0]["content"]) for completion 
 def wants(completions, solution): return [1.0] * len(completions)
 def rank(completions): return [float(os.environ.get("RANK", -1))] * len(completions)
 def light(completions): return [float(bool({"torch", "pydantic"} & sys.modules.keys()))] * len(completions)
-def ends_later(completions):
-    threading.Timer(0.1, os._exit, [0]).start()
-    return [float(os.getpid())] * len(completions)
+def number(completions): return [float(os.getpid())] * len(completions)
 def once(completions, folder):
     path = folder[0] + "/seen"
     if not os.path.exists(path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -159,9 +160,10 @@ def test_a_killed_process_is_replaced(functions: Path, tmp_path: Path) -> None:
 
 
 def test_a_process_that_ended_between_two_calls_is_replaced(functions: Path) -> None:
-    rewards = RewardSet([of_function(functions, "ends_later")], alone)
+    rewards = RewardSet([of_function(functions, "number")], alone)
     try:
         first = rewards.score(three()).values[0, 0]
+        os.kill(int(first), signal.SIGKILL)
         deadline = time.monotonic() + 20
         while not gone(int(first)):
             assert time.monotonic() < deadline
@@ -226,7 +228,7 @@ def test_a_large_batch_and_a_process_that_does_not_read(functions: Path) -> None
     try:
         rewards.score(three())
         worker: Any = rewards._workers["mine"]
-        os.kill(worker._process.pid, 19)  # SIGSTOP
+        os.kill(worker._process.pid, signal.SIGSTOP)
         assert rewards.score(many).failures == {"mine": 500}
     finally:
         rewards.close()
