@@ -116,7 +116,8 @@ def normalized(advantages: Numbers) -> Numbers:
 
 def sums(flat: Numbers, sizes: NDArray[np.int64]) -> Numbers:
     """Σ over the tokens of each sample, float64 [n]."""
-    return np.bincount(np.repeat(np.arange(len(sizes)), sizes), weights=flat, minlength=len(sizes))
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    return np.bincount(owners, weights=flat, minlength=len(sizes)).astype(np.float64)
 
 
 def zero_variance_share(rewards: Numbers, group: NDArray[np.int64]) -> float:
