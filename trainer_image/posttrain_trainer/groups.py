@@ -46,7 +46,7 @@ class Groups:
                 break
             refills -= 1
         # Nothing to learn anywhere: the step shows it, its gradient is 0.
-        return (_together(kept) if missing < wanted else drawn), cursor
+        return (together(kept) if missing < wanted else drawn), cursor
 
     def _drawn(self, visit: Visit, cursor: int, prompts: int) -> Drawn | None:
         places = np.arange(cursor, cursor + prompts)
@@ -71,7 +71,8 @@ def _only(drawn: Drawn, groups: NDArray[np.int64]) -> Drawn:
     return replace(drawn, experience=drawn.experience.only(chosen), rows=drawn.rows[chosen])
 
 
-def _together(parts: list[Drawn]) -> Drawn:
+def together(parts: list[Drawn]) -> Drawn:
+    """What was drawn in several parts, group after group; seconds and failures are added up."""
     parts = [part for part in parts if len(part.rows)]
     names = parts[0].seconds.keys()
     return Drawn(

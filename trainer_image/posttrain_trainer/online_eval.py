@@ -13,7 +13,7 @@ import numpy as np
 
 from posttrain_trainer.drawing import Drawer, Drawn, Order
 from posttrain_trainer.engine import Engine
-from posttrain_trainer.experience import joined
+from posttrain_trainer.groups import together
 from posttrain_trainer.metrics import Metrics, Phases
 from posttrain_trainer.rollout_metrics import metrics_of
 
@@ -36,10 +36,7 @@ class OnlineEvaluator:
             if drawn is None:
                 return None
             parts.append(drawn)
-        whole = Drawn(
-            joined([part.experience for part in parts]), np.concatenate([part.rows for part in parts]), {}, {}
-        )
-        metrics = metrics_of(whole, self.drawer.rewards.names)
+        metrics = metrics_of(together(parts), self.drawer.rewards.names)
         return {f"eval_{name}": value for name, value in metrics.items() if name not in _OF_GROUPS}
 
     def _orders(self) -> Iterator[Order]:
