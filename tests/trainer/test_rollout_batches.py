@@ -44,6 +44,7 @@ def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(generate_module, "draw", lambda logits, *rest: rows.append(len(logits)) or draw(logits, *rest))
     samples = Generate(engine, ALONE).generate(asked, Sampling(60, stops=tuple(range(0, 64, 8))), 0, never)
     assert samples is not None
+    assert np.abs(joined(samples) - trained(engine, asked, samples)).max() < 1e-5
     assert rows[0] == 30
     assert rows == sorted(rows, reverse=True)
     assert len(rows) == max(len(sample.tokens) for sample in samples)

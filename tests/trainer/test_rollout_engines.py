@@ -18,6 +18,7 @@ from posttrain_trainer.rollout import turns as turns_module
 from posttrain_trainer.rollout.base import Request, Sampling
 from posttrain_trainer.rollout.continuous import ContinuousBatching
 from posttrain_trainer.rollout.generate import Generate
+from posttrain_trainer.rollout.policy import lent
 from posttrain_trainer.scorer import Scorer
 
 Kind = Callable[..., Any]
@@ -60,7 +61,12 @@ def test_log_probabilities_in_bf16(kind: Kind) -> None:
     difference = np.abs(joined(samples) - trained(engine, asked, samples))
     assert difference.max() < 0.05
     assert difference.mean() < 4e-3
-    assert "forward" in vars(engine.module.lm.lm_head)  # the scorer's, as before
+    with lent(engine) as model:
+        hidden = torch.randn(3, 32).bfloat16()
+        logits = model.lm_head(hidden)
+        assert logits.dtype == torch.float32
+        assert torch.allclose(logits, hidden.float() @ model.lm_head.weight.float().T, atol=1e-5)
+    assert engine.module.lm.lm_head(hidden).dtype == torch.bfloat16
 
 
 def test_both_engines_draw_the_same() -> None:
