@@ -255,6 +255,15 @@ REFUSED_ONLINE: tuple[Refused, ...] = (
             *("http://judge /x", "http://judge:99999999/", "HTTP://judge", "http://judge\n", "file:///etc/passwd"),
         )
     ),
+    *(
+        Refused(
+            f"time for {kind}",
+            {**RL, "spec.rewards": [{"timeoutSeconds": 5, kind: value}]},
+            f"{_REWARD}.timeoutSeconds",
+            "means nothing for model and length",
+        )
+        for kind, value in (("model", {"uri": "hf://a/b"}), ("length", {"maxTokens": 5}))
+    ),
     Refused(
         "scored by itself", {**RL, "spec.rewards": [{"model": {"fromJob": {"name": "my-job"}}}]}, "spec.rewards",
         _ITSELF,

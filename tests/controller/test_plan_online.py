@@ -135,6 +135,8 @@ def test_every_reward() -> None:
 def test_resolved_rewards_can_be_said_again() -> None:
     made = plan({**RL, "spec.rewards": EVERY_REWARD})
     shown = made.resolved["rewards"]
+    timed = [reward["name"] for reward in shown if "timeoutSeconds" in reward]
+    assert timed == ["right", "exactMatch", "format", "regex", "http", "python"]
     assert shown[5]["model"] == {"uri": "hf://org/base", "adapters": ["pvc://parent-claim/judge/u0/output"]}
     assert shown[7]["http"] == EVERY_REWARD[7]["http"]
     assert shown[8]["python"] == {"configMapRef": {"name": "my-reward", "key": "reward.py"}, "function": "score"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from posttrain_api.rules.types import Rule, cel_matches, get, has, matches, needs, one_of, whole
+from posttrain_api.rules.types import Rule, cel_matches, excludes, get, has, matches, needs, one_of, whole
 from posttrain_api.spec.rewards import KINDS
 
 _HOST = r"[A-Za-z0-9](?:[-A-Za-z0-9.]{0,251}[A-Za-z0-9])?"
@@ -42,6 +42,13 @@ REWARD_RULES: tuple[Rule, ...] = (
         must="must not have two rewards of one name",
         instead="give each a name of its own, or none",
         holds=_names_differ,
+    ),
+    excludes(
+        "spec.rewards[]",
+        ".timeoutSeconds",
+        "has(self.timeoutSeconds) && (has(self.model) || has(self.length))",
+        lambda reward: has(reward, "timeoutSeconds") and (has(reward, "model") or has(reward, "length")),
+        ("means nothing for model and length", "remove it: these are computed with the step, not called"),
     ),
     needs(
         "spec.rewards[].length",

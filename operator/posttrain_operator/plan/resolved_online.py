@@ -39,6 +39,8 @@ def _ppo(block: PPOConfig) -> dict[str, Any]:
 
 def _reward(reward: RewardConfig) -> dict[str, Any]:
     wire = reward.to_wire()
+    if reward.model or reward.length:  # nobody waits for them
+        del wire["timeoutSeconds"]
     if reward.model:
         wire["model"] = place(reward.model.source, reward.model.adapters)
     if reward.http:
