@@ -1,4 +1,4 @@
-"""`python -m demo`: the whole way of two jobs on this machine, called by `make demo`.
+"""`python -m demo`: the whole way of six jobs on this machine, called by `make demo`.
 
 Prepares a cluster, trains, measures the result with plain libraries, says where everything is, and cleans up: also when
 it fails or is interrupted. Ends with 0 only when every job succeeded and the model got better.
@@ -15,20 +15,36 @@ from pathlib import Path
 from typing import Any
 
 from demo import cluster as platform
-from demo import jobs, show
-from demo.settings import BASE, OPERATOR_NAMESPACE, RELEASE, ROOT, TUNED, DemoError, Settings, from_environment
+from demo import figures, jobs, show
+from demo.settings import (
+    BASE,
+    OPERATOR_NAMESPACE,
+    RAISES,
+    RELEASE,
+    ROOT,
+    SCORES,
+    TUNED,
+    DemoError,
+    Settings,
+    from_environment,
+)
 from devcluster import binaries, launcher
 from devcluster.errors import DevclusterError
 from devcluster.state import ClusterSpec
 from devcluster.testing import Cluster
 
+TITLES = {
+    True: "Six jobs: pre-train from scratch, fine-tune, then a reward model, DPO, GRPO and PPO side by side",
+    False: "Two jobs: pre-train a model from scratch, then fine-tune it with LoRA on two pods",
+}
+"""By whether all stages are run."""
+
 
 def main() -> int:
     """The exit code: 0 done, 1 failed, 130 interrupted."""
-    settings = from_environment()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return demonstrate(settings)
+        return demonstrate(from_environment())
     except KeyboardInterrupt:
         show.line("\ninterrupted; everything that was started has been stopped", show.RED)
         return 130
@@ -61,16 +77,19 @@ def train(cluster: Cluster, steps: show.Steps, settings: Settings) -> None:
     try:
         with steps.step("The operator, by helm, under the chart's own rights"):
             platform.install(cluster)
-        with steps.step("A claim with the data set: arithmetic with worked answers, every tenth training answer wrong"):
+        with steps.step("A claim with the data: arithmetic with worked answers, four of ten training answers wrong"):
             volume = platform.write_data(cluster)
-        with steps.step("Two jobs: pre-train a model from scratch, then fine-tune it with LoRA on two pods"):
+        with steps.step(TITLES[settings.whole]):
             jobs.run(cluster, settings)
     except (DemoError, RuntimeError):
         jobs.explain_failure(cluster)
         raise
     with steps.step("Accuracy on 200 held-out problems, by plain transformers on the exported models"):
-        folders = {name: output_folder(cluster, name, volume) for name in (BASE, TUNED)}
-        compare(folders, volume / "data" / "held_out.jsonl")
+        folders = {name: output_folder(cluster, name, volume) for name in settings.jobs}
+        answering = {name: folder for name, folder in folders.items() if name not in SCORES}
+        measured = measure(answering, volume / "data" / "held_out.jsonl")
+        figures.show_all(measured, settings.state / "accuracy.svg")
+        check(measured)
     show_results(cluster, folders)
 
 
@@ -80,8 +99,8 @@ def output_folder(cluster: Cluster, name: str, volume: Path) -> Path:
     return volume / uri.removeprefix("pvc://").split("/", 1)[1]
 
 
-def compare(folders: dict[str, Path], questions: Path) -> None:
-    """Prints both accuracies. DemoError where fine-tuning did not raise it."""
+def measure(folders: dict[str, Path], questions: Path) -> list[dict[str, Any]]:
+    """The accuracy of each model, in order. DemoError where a model cannot be measured."""
     command = [
         sys.executable,
         "-m",
@@ -93,21 +112,24 @@ def compare(folders: dict[str, Path], questions: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise DemoError(f"measuring failed: {done.stderr.strip()[-2000:]}")
-    measured = [json.loads(line) for line in done.stdout.splitlines()]
-    for each in measured:
-        show_accuracy(each)
-    before, after = (each["accuracy"] for each in measured)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(measured: list[dict[str, Any]]) -> None:
+    """DemoError where fine-tuning did not raise the accuracy of the most probable answer, or a later stage not enough
+    that of sampled ones."""
+    by_name = {each["name"]: each for each in measured}
+    before, after = by_name[BASE]["greedy"], by_name[TUNED]["greedy"]
     if after <= before:
         raise DemoError(f"fine-tuning did not raise the accuracy ({before:.0%} before, {after:.0%} after)")
-
-
-def show_accuracy(measured: dict[str, Any]) -> None:
-    """One line with the figure, three with answers."""
-    figures = f"{measured['accuracy']:6.1%}  ({measured['right']} of {measured['of']})"
-    show.line(f"    {measured['name']:<16} {figures}", show.GREEN)
-    for sample in measured["samples"]:
-        mark = "right" if sample["right"] else "wrong"
-        show.line(f"        {sample['prompt']} -> {sample['said']!r} ({mark})", show.DIM)
+    start = by_name[TUNED]["sampled"]
+    for name, least in RAISES.items():
+        found = by_name[name]["sampled"] if name in by_name else 1.0
+        if found <= start + least:
+            raise DemoError(
+                f"{name} should raise the accuracy of sampled answers by more than {least:.0%}: {start:.0%} before, "
+                f"{found:.0%} after"
+            )
 
 
 def show_results(cluster: Cluster, folders: dict[str, Path]) -> None:

@@ -3,8 +3,8 @@
 Real learning must be visible in minutes on two cores, so the task is one that a model of less than a million
 parameters can learn: two-digit arithmetic, digit by digit. Held-out problems never appear in the other sets, so
 accuracy on them is arithmetic and not memory. A share of the answers for fine-tuning is wrong on purpose: later stages
-(preference, reward) then have something to correct. Called by the demo's steps and by the tests; pure: the same seed
-gives the same rows.
+(reward model, preference, reinforcement learning) then have something to correct. Called by the demo's steps and by the
+tests; pure: the same seed gives the same rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from dataclasses import dataclass
 HELD_OUT = 200
 PRETRAIN_ROWS = 24_000
 SFT_ROWS = 4_000
-WRONG_SHARE = 0.1
+WRONG_SHARE = 0.4
+PAIR_ROWS = 4_000
+PROMPT_ROWS = 8_000
 QUESTION_SHARE = 0.05
 """Of the pre-training documents that are in the form of a question: the base model has seen a few."""
 
@@ -44,15 +46,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class DataSets:
-    """Rows ready to be written as JSONL: documents, prompt/completion pairs, and held-out questions with answers."""
+    """Rows ready to be written as JSONL, each set to a file of its name: documents, prompt/completion pairs, questions
+    with a right and a wrong answer, questions with their result, and held-out ones."""
 
     pretrain: tuple[Row, ...]
     sft: tuple[Row, ...]
+    pairs: tuple[Row, ...]
+    prompts: tuple[Row, ...]
     held_out: tuple[Row, ...]
 
 
 def generate(seed: int = 0) -> DataSets:
-    """Three disjoint-by-problem sets: no held-out problem is in `pretrain` or `sft`."""
+    """No held-out problem is in any of the other sets."""
     source = random.Random(seed)
     problems = all_problems()
     source.shuffle(problems)
@@ -60,6 +65,8 @@ def generate(seed: int = 0) -> DataSets:
     return DataSets(
         pretrain=tuple(_document(problem, source) for problem in _drawn(known, PRETRAIN_ROWS, source)),
         sft=tuple(_exercise(problem, source) for problem in _drawn(known, SFT_ROWS, source)),
+        pairs=tuple(_pair(problem, source) for problem in _drawn(known, PAIR_ROWS, source)),
+        prompts=tuple(_prompt(problem) for problem in _drawn(known, PROMPT_ROWS, source)),
         held_out=tuple(_held_out(problem) for problem in held_out),
     )
 
@@ -106,3 +113,12 @@ def _held_out(problem: Problem) -> Row:
 def _exercise(problem: Problem, source: random.Random) -> Row:
     result = wrong_answer(problem, source) if source.random() < WRONG_SHARE else None
     return {"prompt": problem.question, "completion": " " + worked(problem, result)}
+
+
+def _pair(problem: Problem, source: random.Random) -> Row:
+    wrong = worked(problem, wrong_answer(problem, source))
+    return {"prompt": problem.question, "chosen": " " + worked(problem), "rejected": " " + wrong}
+
+
+def _prompt(problem: Problem) -> Row:
+    return {"prompt": problem.question, "answer": str(problem.answer)}

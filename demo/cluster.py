@@ -56,13 +56,13 @@ def install(cluster: Cluster) -> None:
 
 
 def write_data(cluster: Cluster) -> Path:
-    """Creates the claim and puts the three sets into its volume; returns the volume's folder on this machine."""
+    """Creates the claim and puts the sets into its volume; returns the volume's folder on this machine."""
     cluster.kubectl("apply", "-f", str(EXAMPLE / "00-storage.yaml"))
     folder = volume_folder(cluster)
     data = folder / "data"
     data.mkdir(exist_ok=True)
     sets = arithmetic.generate()
-    for name, rows in (("pretrain", sets.pretrain), ("sft", sets.sft), ("held_out", sets.held_out)):
+    for name, rows in vars(sets).items():
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from demo import show
-from demo.settings import EXAMPLE, JOBS, OPERATOR_NAMESPACE, RELEASE, TUNED, DemoError, Settings
+from demo.settings import EXAMPLE, OPERATOR_NAMESPACE, RELEASE, TUNED, DemoError, Settings
 from devcluster import binaries
 from devcluster.testing import Cluster
 
@@ -21,12 +21,15 @@ METRICS = ("posttrain_step ", "posttrain_loss ", "posttrain_learning_rate ")
 
 
 def run(cluster: Cluster, settings: Settings) -> None:
-    """Applies examples/quickstart and returns when every job is Succeeded. DemoError where one is not, or none ends."""
-    show.block("$ kubectl apply -f examples/quickstart/")
-    show.block(cluster.kubectl("apply", "-f", str(EXAMPLE)))
+    """Applies the example's files and returns when every job is Succeeded. DemoError where one is not, or none ends."""
+    files = [] if settings.whole else settings.files
+    names = [f"examples/quickstart/{file}.yaml" for file in files] or ["examples/quickstart/"]
+    show.block("$ kubectl apply" + "".join(f" -f {name}" for name in names))
+    paths = [str(EXAMPLE / f"{file}.yaml") for file in files] or [str(EXAMPLE)]
+    show.block(cluster.kubectl("apply", *(part for path in paths for part in ("-f", path))))
     show.block("$ kubectl get ptj -w")
     with _watch(cluster):
-        states = _wait(cluster, settings.limit_seconds)
+        states = _wait(cluster, settings)
     if any(state != "Succeeded" for state in states.values()):
         raise DemoError("not every job succeeded: " + ", ".join(f"{name} is {state}" for name, state in states.items()))
 
@@ -51,17 +54,17 @@ def _copy(lines: IO[str]) -> None:
         show.block(line)
 
 
-def _wait(cluster: Cluster, limit: int) -> dict[str, str]:
-    """The jobs' final states by name. DemoError after `limit` seconds."""
-    deadline, scraped = time.monotonic() + limit, False
+def _wait(cluster: Cluster, settings: Settings) -> dict[str, str]:
+    """The jobs' final states by name. DemoError where they take too long."""
+    deadline, scraped = time.monotonic() + settings.limit_seconds, False
     while time.monotonic() < deadline:
         found = {item["metadata"]["name"]: item.get("status", {}) for item in cluster.get("ptj")["items"]}
-        states = {name: str(found.get(name, {}).get("state", "Pending")) for name in JOBS}
+        states = {name: str(found.get(name, {}).get("state", "Pending")) for name in settings.jobs}
         if all(state in ("Succeeded", "Failed") for state in states.values()):
             return states
         scraped = scraped or _scrape(cluster, found.get(TUNED, {}))
         time.sleep(1)
-    raise DemoError(f"the jobs did not end within {limit} s")
+    raise DemoError(f"the jobs did not end within {settings.limit_seconds} s")
 
 
 def _scrape(cluster: Cluster, status: dict[str, Any]) -> bool:

@@ -27,17 +27,22 @@ def test_no_held_out_problem_is_trained_on() -> None:
     held_out = first_problems(row["prompt"] for row in SETS.held_out)
     assert len(held_out) == arithmetic.HELD_OUT
     assert held_out.isdisjoint(first_problems(row["text"] for row in SETS.pretrain))
-    assert held_out.isdisjoint(first_problems(row["prompt"] for row in SETS.sft))
+    for rows in (SETS.sft, SETS.pairs, SETS.prompts):
+        assert held_out.isdisjoint(first_problems(row["prompt"] for row in rows))
 
 
-def test_a_tenth_of_the_training_answers_is_wrong_and_no_other() -> None:
+def test_four_tenths_of_the_training_answers_are_wrong_and_no_other() -> None:
     wrong = 0
     for row in SETS.sft:
         match = PROBLEM.search(row["prompt"])
         assert match
         problem = arithmetic.Problem(int(match[1]), match[2], int(match[3]))
         wrong += not row["completion"].endswith(f"so {problem.answer}")
-    assert 0.08 < wrong / len(SETS.sft) < 0.12
+    assert 0.37 < wrong / len(SETS.sft) < 0.43
+    for row in SETS.pairs:
+        right, given = row["chosen"].rsplit(" ", 1), row["rejected"].rsplit(" ", 1)
+        assert right[0] == given[0]
+        assert right[1] != given[1]
     for row in SETS.held_out:
         assert row["worked"].endswith(f"so {row['answer']}")
 
