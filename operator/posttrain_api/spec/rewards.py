@@ -163,8 +163,8 @@ class Reward(SpecModel):
     length: LengthReward | None = optional("1 where the completion is so long", example={"maxTokens": 400})
     model: RewardModelRef | None = optional("A reward model's score", example={"fromJob": {"name": "judge"}})
     http: HTTPReward | None = optional(
-        "What a server answers: it is sent {prompts, completions, columns} as JSON by POST and answers {rewards: [...]}, "
-        "a number or null for each completion",
+        "What a server answers: it is sent {prompts, completions, columns} as JSON by POST and answers {rewards: "
+        "[...]}, a number or null for each completion",
         example={"url": "https://judge.example.com/score"},
     )
     python: PythonReward | None = optional(
