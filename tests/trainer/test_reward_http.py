@@ -99,7 +99,7 @@ ANSWERS: dict[str, Answer] = {
     "/nan": says(b'{"rewards": [1, NaN, null]}'),
     "/null": says({"rewards": [1, None, 0.5]}),
     "/denied": says({"detail": "who are you"}, 401),
-    "/moved": says({}, 302, Location="http://127.0.0.1:1/steal?token=x"),
+    "/moved": lambda handler, body: handler.say({}, 302, Location=f"http://{handler.headers['Host']}/steal?token=x"),
     "/huge": says(b" " * ((1 << 24) + 1)),
 }
 WAITS = ("/busy", "/silent", "/closes", "/drips")
@@ -185,7 +185,7 @@ def test_null_is_none(server: Any) -> None:
         ("/odd", ["a str ('2')", "completion 1 of 3, row 12"]),
         ("/nan", ["answered nan", "completion 1 of 3, row 12"]),
         ("/denied", ["it answered 401 Unauthorized", "who are you"]),
-        ("/moved", ["it answered 302", "http://127.0.0.1:1/steal", "not followed"]),
+        ("/moved", ["it answered 302", "/steal, which is not followed"]),
         ("/huge", ["longer than 16 MiB"]),
     ],
 )
@@ -199,6 +199,7 @@ def test_bad_answers(server: Any, tmp_path: Path, path: str, words: list[str]) -
     assert caught.value.reason is Reason.REWARD_ERROR
     message = caught.value.message
     assert [word for word in ["reward 'judge': ", path, *words] if word not in message] == []
+    assert {seen.partition("?")[0] for seen, *_ in server.seen} == {path}
     assert "s3cret" not in message
     assert "steal?" not in message
 

@@ -146,6 +146,19 @@ def test_many_slow_rows_end_before_the_call_does() -> None:
     assert sorted(reply.errors) == list(range(1, 31))
 
 
+def test_a_row_that_only_waits_ends_with_the_call() -> None:
+    """As on a machine so busy that a row hardly computes."""
+
+    def waits(text: str, gold: Any) -> float:
+        time.sleep(20)
+        return 1.0
+
+    begun = time.monotonic()
+    reply = rules.by_row(waits)(batch([("", "a"), ("", "b")]), 1.0)
+    assert time.monotonic() - begun < 10
+    assert sorted(reply.errors) == [0, 1]
+
+
 def test_a_row_without_time_left_is_no_wrong_answer() -> None:
     reply = score("math", [("5", "$9^{9^{9^{9^{9}}}}$")] * 8, seconds=1.0, column="answer")
     assert reply.errors
