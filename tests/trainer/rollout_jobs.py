@@ -24,6 +24,7 @@ from posttrain_trainer.engine_config import EngineSettings
 from posttrain_trainer.lora import add_adapter
 from posttrain_trainer.microbatch import collate
 from posttrain_trainer.packing import use_packed_attention
+from posttrain_trainer.rollout import turns as turns_module
 from posttrain_trainer.rollout.base import Request, Sample, Sampling
 from posttrain_trainer.rollout.continuous import ContinuousBatching
 from posttrain_trainer.rollout.generate import Generate
@@ -33,7 +34,7 @@ from posttrain_trainer.tokenset import Example, TrainingRow
 
 UPDATES, ROWS, RATE = 2, 6, 0.02
 KINDS = (Generate, ContinuousBatching)
-SAMPLING = Sampling(8, 0.9, top_p=0.95, stops=(1, 7))
+SAMPLING = Sampling(6, 0.9, top_p=0.95, stops=(1, 7))
 
 
 def cells(folder: str, names: Sequence[str]) -> None:
@@ -46,9 +47,28 @@ def cells(folder: str, names: Sequence[str]) -> None:
         quiet, _ = _course(runtime, name, rolls=False)
         rolled, rollouts = _course(runtime, name, rolls=True)
         found[name] = {"equal": quiet == rolled, "rollouts": rollouts}
+    found["turns"] = runtime.control.gather(_turns(runtime))
     if runtime.first:
         (Path(folder) / "found.json").write_text(json.dumps(found))
     runtime.control.barrier()
+
+
+def _turns(runtime: Runtime) -> dict[str, Any]:
+    """A rollout of rank 0 alone that the last rank, long idle, asks to stop at its fifth turn; and one that ends."""
+    turns_module.SECONDS = 0.0
+    engine, turns = _engine("0-full"), [0]
+
+    def stopping() -> bool:
+        turns[0] += 1
+        return runtime.control.any(turns[0] == stop_at and runtime.rank == runtime.ranks - 1)
+
+    asked, found = requests(3 if runtime.first else 0), {}
+    for kind in KINDS:
+        for stop_at in (5, 0):
+            turns[0] = 0
+            samples = kind(engine, runtime.control).generate(asked, Sampling(30), 0, stopping)
+            found[f"{kind.__name__}-{stop_at}"] = (None if samples is None else len(samples), turns[0])
+    return found
 
 
 def _course(runtime: Runtime, name: str, rolls: bool) -> tuple[list[str], list[dict[str, Any]]]:
