@@ -28,6 +28,8 @@ from posttrain_trainer.evaluate import Evaluator
 from posttrain_trainer.loop import Loop
 from posttrain_trainer.record import End, clear_ends, failed, write_end
 from posttrain_trainer.recorder import Recorder
+from posttrain_trainer.rewards.reward_set import RewardSet
+from posttrain_trainer.rollout.generate import Generate
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.worker import Worker
 
@@ -102,6 +104,8 @@ def killed(place: str, step: int, rank: int, folders: Sequence[str]) -> None:
 
     owner, name, due, before = {
         "forward": (Engine, "forward", lambda *_: now == [step, "training"], True),
+        "rollout": (Generate, "generate", lambda *_: now == [step, "training"], True),
+        "reward": (RewardSet, "score", lambda *_: now == [step, "training"], False),
         "optimizer": (Engine, "step", lambda *_: now == [step, "training"], True),
         "applied": (Engine, "step", lambda *_: now == [step, "training"], False),
         "line": (Recorder, "step", lambda _, done, __: done == step, False),

@@ -353,7 +353,8 @@ def steady_lines(config: TrainerConfig) -> list[dict[str, float]]:
     """metrics.jsonl without what the clock and the memory say."""
     lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
     unsteady = ("time/", "step_time", "tokens_per_second", "memory_bytes")
-    return [{name: value for name, value in line.items() if not name.startswith(unsteady)} for line in lines]
+    steady = lambda name: not name.startswith(unsteady) and not name.endswith("/seconds")  # noqa: E731
+    return [{name: value for name, value in line.items() if steady(name)} for line in lines]
 
 
 def exported(config: TrainerConfig) -> dict[str, bytes]:

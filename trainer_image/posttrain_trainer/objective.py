@@ -31,10 +31,13 @@ class Tally:
         self._totals = Totals()
 
     def add(self, out: Any, micro: MicroBatch) -> dict[str, Tensor]:
-        """Counts a micro-batch; its loss terms, with gradient."""
+        """Counts a micro-batch; its loss terms, with gradient. ValueError where a term and a metric have one name: they
+        would be added up."""
         losses = self._algorithm.losses(out, micro)
         self._totals.add(losses)
         for name, (value, weight) in self._algorithm.measures(out, micro).items():
+            if name in losses:
+                raise ValueError(f"{name!r} is a term of the loss and a metric")
             self._totals.add({name: value, _weight(name): weight})
         return losses
 
