@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trainer_kit import VOCABULARY, make_config, make_model, prepare
 
 from posttrain_api.records import DataReport
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.tokenset import Example, TokenSetWriter
-from trainer_kit import VOCABULARY, make_config, make_model, prepare
 
 TWENTIES = {"name": "twenties", "regex": {"pattern": "t2"}}
 """1 where the completion has one of the words t2, t20 … t29."""

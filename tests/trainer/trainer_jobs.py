@@ -22,11 +22,11 @@ from posttrain_trainer import head as head_module
 from posttrain_trainer import packing as packing_module
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import assemble, course_of
-from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.checkpoint import State
 from posttrain_trainer.checkpoint_files import committed, damaged
 from posttrain_trainer.engine import EngineSettings
 from posttrain_trainer.export import Finished, export
+from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.loop import Loop
 from posttrain_trainer.microbatch import MicroBatch, collate
 from posttrain_trainer.prepared import read_manifest
