@@ -108,13 +108,13 @@ def test_a_request_that_lost_its_place_goes_on_with_its_own_numbers(monkeypatch:
     sampling = Sampling(80, stops=(1,))
     expected = tokens_of(Generate(engine, ALONE).generate(asked, sampling, 0, never))
     moved: list[bool] = []
-    draw = continuous_module._Work.draw
+    draw = continuous_module._Asked.draw
 
     def watch(work: Any, states: Any, scores: Any) -> Any:
         moved.extend(bool(state._true_initial_tokens) for state in states)
         return draw(work, states, scores)
 
-    monkeypatch.setattr(continuous_module._Work, "draw", watch)
+    monkeypatch.setattr(continuous_module._Asked, "draw", watch)
     samples = ContinuousBatching(engine, ALONE, budget=300).generate(asked, sampling, 0, never)
     assert any(moved)
     assert tokens_of(samples) == expected

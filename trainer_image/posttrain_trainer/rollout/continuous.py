@@ -8,6 +8,7 @@ is in the batch. So no CUDA graphs either: a sampler inside one could not look a
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,15 +21,12 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.engine import Engine
 from posttrain_trainer.errors import TrainerFailure, describe
-from posttrain_trainer.rollout.base import Request, Sample, Sampling, Stopping
-from posttrain_trainer.rollout.checks import check_requests, check_samples, finished, refused
-from posttrain_trainer.rollout.policy import lent
-from posttrain_trainer.rollout.room import tokens_that_fit
+from posttrain_trainer.rollout.base import Sample, Sampling
+from posttrain_trainer.rollout.checks import finished, refused
+from posttrain_trainer.rollout.frame import Framed, Work
 from posttrain_trainer.rollout.sampling import draw
-from posttrain_trainer.rollout.turns import Stopped, Turns
-from posttrain_trainer.runtime import Control
+from posttrain_trainer.rollout.turns import Turns
 
 PAGE = 32
 """Tokens of a page: a request wastes half of one."""
@@ -40,32 +38,17 @@ MAX_ROWS = 256
 """Completions of a forward: bounds the logits of one step."""
 
 
-class ContinuousBatching:
-    """See rollout/base.py. `budget`: tokens that the cache holds; None: what the memory allows."""
+class ContinuousBatching(Framed):
+    """See frame.py. `budget`: tokens that the cache holds."""
 
-    def __init__(self, engine: Engine, control: Control, budget: int | None = None) -> None:
-        self._engine = engine
-        self._control = control
-        self._budget = budget
-
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, version: int, stopping: Stopping
-    ) -> list[Sample] | None:
-        """As Rollout.generate."""
-        turns = Turns(self._control, stopping)
-        outputs: dict[str, Any] = {}
-        with lent(self._engine) as model:
-            check_requests(requests, sampling, model.config)
-            budget = self._budget or tokens_that_fit(model)
-            try:
-                if requests:
-                    outputs = _outputs(model, _Work(requests, sampling, budget, is_flash(model)), turns)
-                turns.finish()
-            except Stopped:
-                return None
-        samples = [_sample(outputs.get(str(i)), i, sampling, version) for i in range(len(requests))]
-        check_samples(samples)
-        return samples
+    def samples(self, model: Any, work: Work, turns: Turns) -> list[Sample]:
+        """As Framed.samples."""
+        asked = _Asked(**vars(work), flash=is_flash(model))
+        outputs = _outputs(model, asked, turns) if work.requests else {}
+        return [
+            _sample(outputs.get(str(number)), number, work.sampling, work.version)
+            for number in range(len(work.requests))
+        ]
 
 
 def is_flash(model: Any) -> bool:
@@ -74,12 +57,9 @@ def is_flash(model: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Asked(Work):
     """A request's id is its number."""
 
-    requests: Sequence[Request]
-    sampling: Sampling
-    budget: int
     flash: bool
 
     def settings(self) -> ContinuousBatchingConfig:
@@ -112,7 +92,7 @@ class _Work:
         return draw(scores, [request.seed for request in asked], indices, self.sampling)
 
 
-def _outputs(model: Any, work: _Work, turns: Turns) -> dict[str, Any]:
+def _outputs(model: Any, work: _Asked, turns: Turns) -> dict[str, Any]:
     """What the library says of each request, by id."""
     outputs = {}
     with _processor(model, work) as (manager, processor):
@@ -126,9 +106,10 @@ def _outputs(model: Any, work: _Work, turns: Turns) -> dict[str, Any]:
 
 
 @contextmanager
-def _processor(model: Any, work: _Work) -> Iterator[tuple[Any, Any]]:
+def _processor(model: Any, work: _Asked) -> Iterator[tuple[Any, Any]]:
     """A manager with all requests queued, and the part of it that makes the steps."""
     stops = list(work.sampling.stops) or -1
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)  # it tells of its cache at every rollout
     plain = GenerationConfig(do_sample=False, max_new_tokens=work.sampling.max_new_tokens, eos_token_id=stops)
     try:
         manager = model.init_continuous_batching(plain, work.settings())
@@ -148,7 +129,7 @@ def _processor(model: Any, work: _Work) -> Iterator[tuple[Any, Any]]:
         manager.destroy()
 
 
-def _replace_sampler(runner: Any, work: _Work) -> None:
+def _replace_sampler(runner: Any, work: _Asked) -> None:
     def sample(runner: Any, scores: Tensor, out: Tensor) -> None:
         """scores [1, n or more, V] → out [2, ...]: tokens, and log-probabilities as bits."""
         states = [future.state for future in runner.inputs_and_outputs.requests_in_batch if future.has_new_token]

@@ -14,47 +14,27 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from posttrain_trainer.engine import Engine
-from posttrain_trainer.rollout.base import Request, Sample, Sampling, Stopping
-from posttrain_trainer.rollout.checks import check_requests, check_samples, finished
-from posttrain_trainer.rollout.policy import lent
-from posttrain_trainer.rollout.room import tokens_that_fit
+from posttrain_trainer.rollout.base import Request, Sample, Sampling
+from posttrain_trainer.rollout.checks import finished
+from posttrain_trainer.rollout.frame import Framed, Work
 from posttrain_trainer.rollout.sampling import draw
-from posttrain_trainer.rollout.turns import Stopped, Turns
-from posttrain_trainer.runtime import Control
+from posttrain_trainer.rollout.turns import Turns
 from posttrain_trainer.scorer import logit_transform
 
 MAX_ROWS = 256
 """Completions of a batch: bounds the logits of one step."""
 
 
-class Generate:
-    """See rollout/base.py. `budget`: tokens of a batch, prompts and completions; None: what the memory allows."""
+class Generate(Framed):
+    """See frame.py. `budget`: tokens of a batch, prompts and completions."""
 
-    def __init__(self, engine: Engine, control: Control, budget: int | None = None) -> None:
-        self._engine = engine
-        self._control = control
-        self._budget = budget
-
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, version: int, stopping: Stopping
-    ) -> list[Sample] | None:
-        """As Rollout.generate."""
-        turns = Turns(self._control, stopping)
-        samples: dict[int, Sample] = {}
-        with lent(self._engine) as model:
-            check_requests(requests, sampling, model.config)
-            budget = self._budget or tokens_that_fit(model)
-            try:
-                for numbers in batches(requests, sampling.max_new_tokens, budget):
-                    batch = _Batch(model, [requests[number] for number in numbers], sampling)
-                    samples |= zip(numbers, batch.complete(version, turns), strict=True)
-                turns.finish()
-            except Stopped:
-                return None
-        ordered = [samples[number] for number in range(len(requests))]
-        check_samples(ordered)
-        return ordered
+    def samples(self, model: Any, work: Work, turns: Turns) -> list[Sample]:
+        """As Framed.samples."""
+        found: dict[int, Sample] = {}
+        for numbers in batches(work.requests, work.sampling.max_new_tokens, work.budget):
+            batch = _Batch(model, [work.requests[number] for number in numbers], work.sampling)
+            found |= zip(numbers, batch.complete(work.version, turns), strict=True)
+        return [found[number] for number in range(len(work.requests))]
 
 
 def batches(requests: Sequence[Request], new_tokens: int, budget: int) -> Iterator[list[int]]:
