@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from model_jobs import export_all
-from trainer_kit import start_ranks
+from trainer_kit import make_model, start_ranks
 
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.model_files import CONFIG, digest_of, weight_files
@@ -153,3 +153,12 @@ def merged_by_hand(root: Path, order: list[str]) -> Any:
 
 def model_digest(folder: Path) -> str:
     return digest_of([folder / CONFIG, *weight_files(folder, "model")])
+
+
+def check_unchanged(root: Path, again: Path) -> None:
+    """Base and adapters of a chain in `root` are what `make_model` and `make_chain` make; `again`: an empty folder."""
+    make_model(again / "model")
+    make_chain(again)
+    for name in ("model", "first", "second"):
+        for file in (root / name).glob("*.safetensors"):
+            assert file.read_bytes() == (again / name / file.name).read_bytes()

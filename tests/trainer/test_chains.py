@@ -14,6 +14,7 @@ from plain_kit import (
     Run,
     assert_same,
     causal,
+    check_unchanged,
     logp_of_rows,
     make_chain,
     merged_by_hand,
@@ -109,11 +110,7 @@ def test_the_adapter_alone_is_put_on_no_bare_base(trained: Path) -> None:
 
 
 def test_base_and_parents_are_not_changed(trained: Path, tmp_path: Path) -> None:
-    make_model(tmp_path / "model")
-    make_chain(tmp_path)
-    for name in ("model", "first", "second"):
-        for file in (trained / name).glob("*.safetensors"):
-            assert file.read_bytes() == (tmp_path / name / file.name).read_bytes()
+    check_unchanged(trained, tmp_path)
 
 
 def test_the_continued_adapter_keeps_its_own_settings(trained: Path) -> None:

@@ -20,6 +20,7 @@ from plain_kit import (
     Run,
     assert_same,
     causal,
+    check_unchanged,
     logp_of_rows,
     make_chain,
     merged_by_hand,
@@ -240,11 +241,7 @@ def test_the_manifest_says_it(trained: Path, name: str) -> None:
 
 
 def test_base_and_parents_are_not_changed(trained: Path, tmp_path: Path) -> None:
-    make_model(tmp_path / "model")
-    make_chain(tmp_path)
-    for name in ("model", "first", "second"):
-        for file in (trained / name).glob("*.safetensors"):
-            assert file.read_bytes() == (tmp_path / name / file.name).read_bytes()
+    check_unchanged(trained, tmp_path)
 
 
 def test_a_checkpoint_holds_the_adapter_only(trained: Path) -> None:
