@@ -141,7 +141,7 @@ class Reward(SpecModel):
         default="30",
         example=120,
         gt=0,
-        le=86400,
+        le=3600,
     )
     on_error: Literal["Fail", "Zero", "Skip"] | None = optional(
         "What an exception, a deadline or a wrong answer means. Fail: the job ends with RewardError. Zero: the "
