@@ -73,10 +73,9 @@ def _only(drawn: Drawn, groups: NDArray[np.int64]) -> Drawn:
 
 def together(parts: list[Drawn]) -> Drawn:
     """What was drawn in several parts, group after group; seconds and failures are added up."""
-    parts = [part for part in parts if len(part.rows)]
     names = parts[0].seconds.keys()
     return Drawn(
-        experience=joined([part.experience for part in parts]),
+        experience=joined([part.experience for part in parts if len(part.rows)]),
         rows=np.concatenate([part.rows for part in parts]),
         seconds={name: sum(part.seconds[name] for part in parts) for name in names},
         failures={name: sum(part.failures[name] for part in parts) for name in names},
