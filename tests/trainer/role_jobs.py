@@ -96,7 +96,6 @@ class Job:
 
     def checkpoints(self) -> Checkpoints:
         """Of this run."""
-        (self.folder / "attempt.json").write_text('{"attempt": 1}')
         place = Place(self.folder, "pvc://run", keep=2, resume=True)
         facts = facts_of(self.config, self.prepared, self.runtime.ranks)
         return Checkpoints(place, self.runtime, facts, Fence(self.folder, 1))
