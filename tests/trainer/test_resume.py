@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import resume_jobs
+from plain_kit import model_digest
 from trainer_kit import (
     Shape,
     exported,
@@ -110,7 +111,7 @@ def _make(folder: Path, models: Path, cell: Cell) -> Any:
     given: dict[str, Any] = {}
     if cell.reference == "other":
         changes["reference"] = {"source": {"uri": "pvc://models/other", "path": str(models / "other")}}
-        given = {"reference_dir": str(models / "other"), "reference_digest": "sha256:other"}
+        given = {"reference_dir": str(models / "other"), "reference_digest": model_digest(models / "other")}
     config = make_config(
         folder,
         tuning="Full" if cell.tuning == "Full" else "LoRA",
