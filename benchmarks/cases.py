@@ -18,11 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 
 PAD, END, FIRST_WORD = 0, 1, 3
+GROUP, SHORT = 8, 40
+"""Of stage RL: completions of a prompt; a completion of at most so many tokens is rewarded."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """`folder` holds `model/` and `rows.jsonl`. One round is one epoch of `rows` rows in batches of `batch`."""
+    """`folder` holds `model/` and `rows.jsonl`. One round is one epoch of `rows` rows in batches of `batch`.
+
+    In stage RL rows are prompts, and `answer` is the longest completion."""
 
     stage: str
     folder: str
@@ -114,6 +118,7 @@ def _tokenizer(words: dict[str, int]) -> Any:
     import transformers
 
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="2"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, pad_token=str(PAD), eos_token=str(END))
 
 

@@ -20,9 +20,10 @@ from posttrain_trainer.assemble import assemble, course_of
 from posttrain_trainer.batching import Feed
 from posttrain_trainer.checkpoint import State
 from posttrain_trainer.job import Job, Outside
-from posttrain_trainer.loop import Loop
+from posttrain_trainer.loop import Loop, Parts
 from posttrain_trainer.metrics import MetricsFile
 from posttrain_trainer.prepared import Prepared
+from posttrain_trainer.recorder import Observer
 from posttrain_trainer.sampler import Sampler
 from posttrain_trainer.tokenset import Example, TokenSet, TokenSetWriter
 
@@ -73,6 +74,11 @@ def prepared(case: Case, config: TrainerConfig) -> Prepared:
     with TokenSetWriter(folder, arity=len(rows[0]["answers"])) as writer:
         for row in rows:
             writer.append(*(_example(row["prompt"], answer) for answer in row["answers"]))
+    return prepared_as(case, config, folder)
+
+
+def prepared_as(case: Case, config: TrainerConfig, folder: Path) -> Prepared:
+    """The manifest of a token set in `folder`."""
     model = str(Path(case.folder) / "model")
     return Prepared(
         config_digest=config.digest(),
@@ -97,6 +103,17 @@ def _example(prompt: list[int], answer: list[int]) -> Example:
     return Example(np.array(prompt + answer, dtype=np.int32), mask)
 
 
+def assembled(config: TrainerConfig, here: Prepared, observer: Observer) -> tuple[Job, Parts, Resolved]:
+    """A job of one rank with its parts, nothing trained yet."""
+    os.environ.update(
+        {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    )
+    job = Job(config, here, runtime_module.start(config.topology, 0))
+    parts, resolved = assemble(job, Outside(observers=[observer]))
+    parts.recorder.open(MetricsFile(Path(config.run_dir) / "metrics.jsonl", 0))
+    return job, parts, resolved
+
+
 class Ours:
     """The assembled parts; a round starts the loop from step 0 with the weights of the round before."""
 
@@ -104,13 +121,8 @@ class Ours:
         packing.PACKED = case.packed
         self.config = config = configuration(case)
         here = prepared(case, config)
-        os.environ.update(
-            {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        )
         self._rows = [row_tokens(row) for row in read_rows(case)]
-        self._job = Job(config, here, runtime_module.start(config.topology, 0))
-        self.parts, self._resolved = assemble(self._job, Outside(observers=[self]))
-        self.parts.recorder.open(MetricsFile(Path(config.run_dir) / "metrics.jsonl", 0))
+        self._job, self.parts, self._resolved = assembled(config, here, self)
         self._tokens = TokenSet(Path(here.train_dir))
         self._watch, self.lines = Stopwatch(), list[dict[str, float]]()
 

@@ -28,7 +28,10 @@ from benchmarks.cases import Case, case_file, write_case
 
 SIZES = {"ours": (512, 1024, 2048, 8192), "trl": (1, 2, 4, 8)}
 """Tokens of a micro-batch for ours, rows (pairs) of one for TRL; the last is each side's own default."""
+ROLLOUT_SIZES = {"ours": (2048, 8192), "trl": (16, 64)}
+"""The same for GRPO: completions of a micro-batch for TRL."""
 SIDES = ("ours", "trl")
+STAGES = ("SFT", "Preference", "RL")
 EXAMPLES = """examples:
   make bench-trainer                                     everything, about six minutes on one idle core
   python -m benchmarks.trainer_vs_trl --quick            one round, one size each: about two minutes, rough
@@ -77,7 +80,8 @@ def start(case: Case, name: str) -> Child:
     """A child with the case loaded; its answer to that is still to come."""
     log = Path(case.folder) / f"{name}.log"
     environment = {**os.environ, "OMP_NUM_THREADS": str(case.threads), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", f"benchmarks.side_{name}", case_file(case)]
+    module = f"benchmarks.side_{name}" + ("_grpo" if case.stage == "RL" else "")
+    command = [sys.executable, "-m", module, case_file(case)]
     note(f"starting {name}: {case.stage}, vocabulary {case.vocabulary:,}")
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log.open("w"), text=True, env=environment)
@@ -168,6 +172,8 @@ def table(compared: Compared, title: str) -> str:
     lines.append(line("tokens per second", compared, lambda each: each["tokens"] / each["seconds"]))
     steps = case.steps
     lines.append(line("step, s", compared, lambda each: each["seconds"] / steps))
+    if case.stage == "RL":
+        lines.append(line("  rollout, s", compared, lambda each: each["phases"]["rollout"] / steps))
     lines.append(line("  forward and backward, s", compared, lambda each: computing(each) / steps))
     lines.append(line("  all else, s", compared, lambda each: (each["seconds"] - computing(each)) / steps))
     lines.append(line("peak memory, MiB", compared, lambda each: each["peak"] / 2**20))
@@ -191,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--quick", action="store_true", help="one round and no search for the best micro-batch size")
-    made.add_argument("--stages", nargs="+", default=["SFT", "Preference"], choices=["SFT", "Preference"])
+    made.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     made.add_argument("--rounds", type=int, default=3, help="rounds of each side (default 3)")
     made.add_argument("--threads", type=int, default=1, help="threads of torch on both sides (default 1)")
     made.add_argument("--hidden", type=int, default=256, help="width of the model (default 256)")
@@ -203,6 +209,8 @@ def parser() -> argparse.ArgumentParser:
 
 def speed(options: argparse.Namespace, stage: str, folder: str) -> str:
     """The table of one stage."""
+    if stage == "RL":
+        return rollouts(options, folder)
     rows, batch = (64, 32) if stage == "SFT" else (32, 16)
     shape = (options.vocabulary, options.hidden, options.layers)
     case = Case(stage, folder, rows, batch, *shape, max_length=512, threads=options.threads)
@@ -210,8 +218,20 @@ def speed(options: argparse.Namespace, stage: str, folder: str) -> str:
     return table(compare(case, sizes, 1 if options.quick else options.rounds), f"{stage}, rows of mixed length")
 
 
+def rollouts(options: argparse.Namespace, folder: str) -> str:
+    """GRPO, from the prompts to the update: two steps of 8 prompts with 8 completions each."""
+    shape = (options.vocabulary, options.hidden, options.layers)
+    case = Case("RL", folder, 16, 8, *shape, max_length=512, threads=options.threads, answer=64)
+    sizes: dict[str, tuple[int, ...]] = {"ours": (8192,), "trl": (64,)} if options.quick else ROLLOUT_SIZES
+    return table(compare(case, sizes, 1 if options.quick else options.rounds), "GRPO, rollout and update")
+
+
 def memory(options: argparse.Namespace, stage: str, folder: str) -> str:
     """Rows of about 500 tokens, nearly all of them counted; 4,096 tokens in a micro-batch on both sides."""
+    if stage == "RL":
+        shape = (151_936, 128, 1)
+        case = Case("RL", folder, 4, 4, *shape, max_length=1024, threads=options.threads, answer=128)
+        return table(compare(case, {"ours": (4096,), "trl": (32,)}, 1), "GRPO, memory at a large vocabulary")
     rows = 8 if stage == "SFT" else 4
     small = Case(stage, folder, rows, rows, 151_936, 128, 1, max_length=1024, threads=options.threads)
     case = replace(small, prompt=6, answer=500, spread=0.0)
