@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -173,9 +174,11 @@ def registry_of(handlers: Handlers, login: Login, kinds: tuple[Kind, ...]) -> ko
 async def watch(settings: Settings, registry: kopf.OperatorRegistry) -> None:
     """Runs kopf until SIGTERM, which makes it return, or an error. To end it otherwise, cancel it: a stop flag leaves a
     task behind that kopf then waits five seconds for."""
+    identity: Any = socket.gethostname()  # kopf's own asks for the user's name, and a pod's user may have none
     await kopf.operator(
         registry=registry,
         settings=watch_settings(),
+        identity=identity,
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
