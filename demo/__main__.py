@@ -1,4 +1,4 @@
-"""`python -m demo`: the whole way of six jobs on this machine, called by `make demo`.
+"""`python -m demo`: the whole way of two jobs, or of six, on this machine, called by `make demo`.
 
 Prepares a cluster, trains, measures the result with plain libraries, says where everything is, and cleans up: also when
 it fails or is interrupted. Ends with 0 only when every job succeeded and the model got better.
