@@ -120,11 +120,16 @@ def sums(flat: Numbers, sizes: NDArray[np.int64]) -> Numbers:
     return np.bincount(owners, weights=flat, minlength=len(sizes)).astype(np.float64)
 
 
+def teaching(rewards: Numbers, group: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each group teaches something, bool [groups], by their numbers: at least two of its rewards were not
+    skipped, and they differ."""
+    return np.array([not _equal(rewards[members]) for members in _counted_groups(rewards, group)], dtype=np.bool_)
+
+
 def zero_variance_share(rewards: Numbers, group: NDArray[np.int64]) -> float:
-    """Groups that teach nothing / groups: TRL's frac_reward_zero_std. A group of which at most one reward was not
-    skipped is one of them."""
-    groups = list(_counted_groups(rewards, group))
-    return sum(_equal(rewards[members]) for members in groups) / max(len(groups), 1)
+    """Groups that teach nothing / groups: TRL's frac_reward_zero_std."""
+    found = teaching(rewards, group)
+    return float((~found).mean()) if len(found) else 0.0
 
 
 def explained_variance(returns: Numbers, values: Numbers) -> float:

@@ -7,7 +7,7 @@ made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,9 @@ class Online:
             reference=self.reference() if algorithm.needs_reference else None,
             value=None if self.critic is None else partial(said, self.critic),
         )
-        drawer = self._drawer(Path(self.job.prepared.train_dir))
-        assert isinstance(drawer.prompts, PromptSet)
+        prompts = PromptSet(Path(self.job.prepared.train_dir))
         refills = config.grpo.max_refills if config.algorithm == "GRPO" else 0
-        groups = Groups(drawer, self.job.sampler(drawer.prompts.sources), algorithm.group_size, refills)
+        groups = Groups(self._drawer(prompts), self.job.sampler(prompts.sources), algorithm.group_size, refills)
         scores = TokenScores(self.part, self.job.runtime)
         return Collector(groups, algorithm, models, scores, _pace(config), self.show)
 
@@ -81,7 +80,7 @@ class Online:
         if folder is None:
             return None
         config, drawer = self.job.config, collector.groups.drawer
-        held_out = Drawer(**{**vars(drawer), "prompts": PromptSet(Path(folder))})
+        held_out = replace(drawer, prompts=PromptSet(Path(folder)))
         return OnlineEvaluator(held_out, config.rollout.batch_size * collector.groups.group_size)
 
     def learner(self) -> Learner | None:
@@ -92,14 +91,14 @@ class Online:
             return None
         return Learner("critic", self.critic, algorithm, config.critic.learning_rate / config.training.learning_rate)
 
-    def _drawer(self, folder: Path) -> Drawer:
+    def _drawer(self, prompts: PromptSet) -> Drawer:
         config, prepared, runtime = self.job.config, self.job.prepared, self.job.runtime
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(prepared.tokenizer_dir, local_files_only=True)
-        rollout = config.rollout
+        rollout, local_ranks = config.rollout, config.topology.processes_per_node
         return Drawer(
-            prompts=PromptSet(folder),
+            prompts=prompts,
             rollout=rollout_of(rollout.engine, self.engine, runtime.control),
-            rewards=RewardSet(config.rewards, runtime.control.gather, self._reward_models(), _local_ranks(config)),
+            rewards=RewardSet(config.rewards, runtime.control.gather, self._reward_models(), local_ranks),
             sampling=Sampling(
                 max_new_tokens=rollout.max_new_tokens,
                 temperature=rollout.temperature,
@@ -136,7 +135,3 @@ def _pace(config: TrainerConfig) -> Pace:
         return coefficient if adaptive is None else adapted(coefficient, metrics["objective/kl"], samples, adaptive)
 
     return Pace(config.training.batch_size, config.training.seed, first, next_kl)
-
-
-def _local_ranks(config: TrainerConfig) -> int:
-    return config.topology.processes_per_node

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from posttrain_api.trainer import TrainerConfig
-from posttrain_trainer import nf4
+from posttrain_trainer import algorithms, nf4
 from posttrain_trainer.critic_model import build_critic
 from posttrain_trainer.dropout import without_dropout
 from posttrain_trainer.engine import AdamSettings, Engine, MakeOptimizer, Trained
@@ -37,7 +37,7 @@ def engine_of(job: Job, module: nn.Module, make_optimizer: MakeOptimizer) -> Eng
 def critic_of(job: Job, engine: Engine, packed: bool, make_optimizer: MakeOptimizer) -> Trained | None:
     """PPO's critic beside the policy's engine, or on it. None for every other algorithm."""
     config, attention = job.config, job.prepared.resolved.attention
-    if config.stage != "RL" or config.algorithm != "PPO":
+    if algorithms.critic_of(config) is None:
         return None
     if isinstance(engine, SharedEngine):
         return engine.critic

@@ -6,7 +6,7 @@ prompt's place in the order of training and the sample's number in its group: it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from posttrain_trainer.metrics import Phases
 from posttrain_trainer.rewards.base import Completion, Rewards, Scored
 from posttrain_trainer.rollout.base import Request, Rollout, Sample, Sampling, Stopping, seed_of
 from posttrain_trainer.runtime import Runtime
+
+Tokens = NDArray[np.int32]
 
 
 class Prompts(Protocol):
@@ -72,50 +74,55 @@ class Drawer:
     def draw(self, order: Order, stopping: Stopping, phases: Phases) -> Drawn | None:
         """The samples of all ranks, group after group; None where the ranks agreed to stop. TrainerFailure(RolloutError
         or RewardError)."""
-        rows = np.repeat(order.rows, order.group_size)
-        mine = range(self.runtime.rank, len(rows), self.runtime.ranks)
+        prompts = [self.prompts.prompt(int(row)) for row in order.rows]
+        mine = range(self.runtime.rank, len(prompts) * order.group_size, self.runtime.ranks)
         with phases.measure("rollout"):
-            samples = self.rollout.generate(
-                [self._request(order, i) for i in mine], self.sampling, order.step, stopping
-            )
+            requests = [self._request(order, prompts, number) for number in mine]
+            samples = self.rollout.generate(requests, self.sampling, order.step, stopping)
         if samples is None:
             return None
         _check(samples, order.step)
         with phases.measure("reward"):
-            scored = self.rewards.score(
-                [self._completion(int(rows[i]), sample) for i, sample in zip(mine, samples, strict=True)]
-            )
-        parts = self.runtime.control.gather((list(mine), samples, scored))
-        return self._drawn(parts, rows, order.group_size)
+            scored = self.rewards.score(self._completions(order, prompts, dict(zip(mine, samples, strict=True))))
+        return self._drawn(order, prompts, self.runtime.control.gather((list(mine), samples, scored)))
 
-    def _request(self, order: Order, number: int) -> Request:
+    def _request(self, order: Order, prompts: Sequence[Tokens], number: int) -> Request:
         prompt, member = divmod(number, order.group_size)
         seed = seed_of(self.seed, order.step, int(order.places[prompt]), member)
-        return Request(self.prompts.prompt(int(order.rows[prompt])), seed)
+        return Request(prompts[prompt], seed)
 
-    def _completion(self, row: int, sample: Sample) -> Completion:
-        prompt = self.prompts.prompt(row)
-        return Completion(
-            prompt=self.decode(prompt),
-            text=self.decode(sample.tokens),
-            prompt_tokens=prompt,
-            tokens=sample.tokens,
-            ended=sample.finish == "Stop",
-            columns=self.prompts.columns(row),
-            number=row,
-        )
+    def _completions(self, order: Order, prompts: Sequence[Tokens], samples: Mapping[int, Sample]) -> list[Completion]:
+        """Of samples by number. A prompt is read and decoded once for all of its samples."""
+        owners = {number: number // order.group_size for number in samples}
+        texts = {owner: self.decode(prompts[owner]) for owner in set(owners.values())}
+        columns = {owner: self.prompts.columns(int(order.rows[owner])) for owner in texts}
+        return [
+            Completion(
+                prompt=texts[owner],
+                text=self.decode(samples[number].tokens),
+                prompt_tokens=prompts[owner],
+                tokens=samples[number].tokens,
+                ended=samples[number].finish == "Stop",
+                columns=columns[owner],
+                number=int(order.rows[owner]),
+            )
+            for number, owner in owners.items()
+        ]
 
-    def _drawn(self, parts: list[tuple[list[int], list[Sample], Scored]], rows: NDArray[np.int64], size: int) -> Drawn:
+    def _drawn(
+        self, order: Order, prompts: Sequence[Tokens], parts: Sequence[tuple[list[int], list[Sample], Scored]]
+    ) -> Drawn:
         samples = {i: sample for mine, part, _ in parts for i, sample in zip(mine, part, strict=True)}
-        values = np.full((len(rows), len(self.rewards.names)), np.nan)
+        values = np.full((len(samples), len(self.rewards.names)), np.nan)
         for mine, _, scored in parts:
             values[mine] = scored.values
-        ordered = [samples[i] for i in range(len(rows))]
+        ordered = [samples[number] for number in range(len(samples))]
+        owners = np.repeat(np.arange(len(prompts)), order.group_size)
         experience = Experience(
-            prompts=tuple(self.prompts.prompt(int(row)) for row in rows),
+            prompts=tuple(prompts[owner] for owner in owners.tolist()),
             completions=tuple(sample.tokens for sample in ordered),
             ended=np.array([sample.finish == "Stop" for sample in ordered]),
-            group=np.arange(len(rows)) // size,
+            group=owners,
             rewards=values,
             weights=self.rewards.weights,
             each={ROLLOUT: np.concatenate([sample.logprobs for sample in ordered])},
@@ -123,7 +130,7 @@ class Drawer:
         scores = [scored for *_, scored in parts]
         seconds = {name: max(scored.seconds.get(name, 0.0) for scored in scores) for name in self.rewards.names}
         failures = {name: sum(scored.failures.get(name, 0) for scored in scores) for name in self.rewards.names}
-        return Drawn(experience, rows, seconds, failures)
+        return Drawn(experience, order.rows[owners], seconds, failures)
 
 
 def _check(samples: list[Sample], step: int) -> None:

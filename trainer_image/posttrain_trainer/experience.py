@@ -43,11 +43,16 @@ class Experience:
         return len(self.completions)
 
     @property
+    def groups(self) -> int:
+        """How many there are."""
+        return len(np.unique(self.group))
+
+    @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """Completion tokens of each sample, int64 [n]."""
         return np.array([len(tokens) for tokens in self.completions], dtype=np.int64)
 
-    @property
+    @cached_property
     def reward(self) -> NDArray[np.float64]:
         """Σ weight · value of each sample, float64 [n]; skipped rewards add nothing; NaN where all were skipped."""
         total = np.nansum(self.rewards * np.asarray(self.weights), axis=1)
@@ -103,7 +108,7 @@ _EMPTY: Floats = np.empty(0, dtype=np.float32)
 
 def joined(parts: Sequence[Experience]) -> Experience:
     """Of one rollout in several parts; the groups of a later part are counted on."""
-    firsts = np.cumsum([0, *(len(np.unique(part.group)) for part in parts)])
+    firsts = np.cumsum([0, *(part.groups for part in parts)])
     names = parts[0].each.keys()
     return Experience(
         prompts=tuple(prompt for part in parts for prompt in part.prompts),

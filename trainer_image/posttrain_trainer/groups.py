@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain_trainer.advantages import zero_variance_share
+from posttrain_trainer.advantages import teaching
 from posttrain_trainer.drawing import Drawer, Drawn, Order
 from posttrain_trainer.experience import Experience, joined
 from posttrain_trainer.sampler import Sampler
@@ -41,7 +41,7 @@ class Groups:
             if not self.max_refills:
                 return drawn, cursor
             kept.append(_only(drawn, varied(drawn.experience)))
-            missing = wanted - sum(map(_groups, kept))
+            missing = wanted - sum(part.experience.groups for part in kept)
             if not missing or not refills:
                 break
             refills -= 1
@@ -56,13 +56,7 @@ class Groups:
 
 def varied(experience: Experience) -> NDArray[np.int64]:
     """Numbers of the groups that teach something: whose rewards are not all the same."""
-    reward, group = experience.reward, experience.group
-    numbers = np.arange(int(group.max()) + 1)
-    return numbers[[zero_variance_share(reward[group == number], group[group == number]) == 0.0 for number in numbers]]
-
-
-def _groups(drawn: Drawn) -> int:
-    return len(np.unique(drawn.experience.group))
+    return np.flatnonzero(teaching(experience.reward, experience.group))
 
 
 def _only(drawn: Drawn, groups: NDArray[np.int64]) -> Drawn:

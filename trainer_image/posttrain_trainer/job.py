@@ -11,6 +11,7 @@ from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.mixture import epoch_rows, parts_of
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.recorder import Observer, Sink
+from posttrain_trainer.resolve import rows_per_step
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.sampler import Sampler, total_rows
 
@@ -27,7 +28,7 @@ class Job:
         """Which rows a step takes; in stage RL a step is a rollout. sources: rows of each. TrainerFailure where that
         are other steps than `prepare` settled."""
         training, settled = self.config.training, self.prepared.resolved.total_steps
-        batch = self.config.rollout.batch_size if self.config.stage == "RL" else training.batch_size
+        batch = rows_per_step(self.config)
         parts = parts_of(self.config.data.train, sources)
         size = epoch_rows(parts)
         total = total_rows(size, batch, training.epochs, training.max_steps)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain_trainer.advantages import ADVANTAGE
 from posttrain_trainer.algorithms.base import OnlineAlgorithm
 from posttrain_trainer.batching import micros_of
 from posttrain_trainer.checkpoint import OnlineState
@@ -79,7 +80,7 @@ class Collector:
             **sampling_difference(experience),
         }
         if self.show is not None:
-            self.show(visit.step + 1, self._lines(drawn, estimated.each.get("advantage")))
+            self.show(visit.step + 1, self._lines(drawn, estimated.each.get(ADVANTAGE)))
         coefficient = self.pace.next_kl(online.kl_coefficient, metrics, len(experience))
         return Collected(
             updates=self._updates(experience.having(**estimated.each), visit.step, visit.phases),
@@ -98,7 +99,7 @@ class Collector:
 
     def _scored(self, experience: Experience, visit: Visit) -> Experience | None:
         """With what policy, reference and critic say of each token before the step's updates."""
-        updates = self.algorithm.passes * -(-_count(experience) // self.pace.batch_size)
+        updates = self.algorithm.passes * -(-experience.groups // self.pace.batch_size)
         wanted = {
             OLD: self.models.policy if self.algorithm.needs_old or updates > 1 else None,
             REFERENCE: self.models.reference,
@@ -116,7 +117,7 @@ class Collector:
 
     def _updates(self, experience: Experience, step: int, phases: Phases) -> Iterator[list[MicroBatch]]:
         """`passes` times over all groups, `batch_size` of them in each update, in an order of each pass's own."""
-        groups, size = _count(experience), self.pace.batch_size
+        groups, size = experience.groups, self.pace.batch_size
         for number in range(self.algorithm.passes):
             order = _shuffled(groups, seed_of(self.pace.seed, step, number)) if groups > size else np.arange(groups)
             for first in range(0, groups, size):
@@ -149,10 +150,6 @@ class Collector:
 def _known(value: float) -> float | None:
     """None where a reward was skipped: JSON has no NaN."""
     return None if np.isnan(value) else float(value)
-
-
-def _count(experience: Experience) -> int:
-    return int(experience.group.max()) + 1
 
 
 def _shuffled(count: int, seed: int) -> NDArray[np.int64]:
