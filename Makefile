@@ -32,7 +32,7 @@ TYPED = $(foreach p,posttrain_api posttrain_operator posttrain_cli posttrain_tra
 # Two makes at once would build the same folder: the second waits for the first.
 ALONE = mkdir -p .build && flock .build/lock $(MAKE) --no-print-directory
 
-.PHONY: help env images-local binaries stores lint format crds locks unit cluster test demo bench-trainer learn gpu-check clean distclean
+.PHONY: help env images-local binaries stores lint format crds locks unit cluster test test-faults demo bench-trainer learn gpu-check clean distclean
 
 help: ## this list
 	@echo "usage: make <target>   (a fresh machine needs: Linux, python3.11 or newer with venv, git, make; Go comes by itself)"
@@ -127,12 +127,17 @@ format: env ## let ruff mend what it can
 	$(VENV)/bin/ruff format .
 
 unit: env stores ## the tests that need no cluster
-	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not cluster and not e2e" $(PYTEST_ARGS) </dev/null
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup -m "not cluster and not e2e and not faults" $(PYTEST_ARGS) </dev/null
 
 cluster: env images-local binaries ## the tests on a real control plane, whole training jobs included
-	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m "cluster or e2e" $(PYTEST_ARGS) </dev/null
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m "(cluster or e2e) and not faults" $(PYTEST_ARGS) </dev/null
 
 test: env images-local binaries lint unit cluster ## everything, from a fresh machine on: what CI runs
+
+test-faults: env images-local binaries ## every fault, outage and race; an hour or more; writes docs/faults.md
+	POSTTRAIN_FAULT_REPORT=$(CURDIR)/.build/faults.jsonl \
+		$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m faults $(PYTEST_ARGS) </dev/null
+	$(PY) tests/e2e/fault_report.py .build/faults.jsonl docs/faults.md
 
 ## --- Generated files
 

@@ -22,6 +22,11 @@ PANELS = {
         ("rewards/accuracies", ("rewards/accuracies", "eval_rewards/accuracies")),
         ("rewards/margins", ("rewards/margins", "eval_rewards/margins")),
     ],
+    "gsm8k-grpo": [
+        ("format reward", ("rewards/format/mean", "eval_rewards/format/mean")),
+        ("math reward", ("rewards/math/mean", "eval_rewards/math/mean")),
+        ("mean length", ("completions/mean_length",)),
+    ],
 }
 SMOOTH = 0.8
 
@@ -81,7 +86,7 @@ def summary(lines: list[dict[str, float]], job: str) -> None:
 
 
 def main() -> None:
-    """gsm8k-sft.png and gsm8k-dpo.png."""
+    """A picture of each job that learns from answers."""
     parser = argparse.ArgumentParser("python -m benchmarks.gsm8k.curves", description=__doc__)
     parser.add_argument(
         "--runs", type=Path, default=Path(".build/learn/volumes/runs"), help="folder of the claim `runs`"

@@ -1,7 +1,7 @@
 """Writes the rows that `jobs.yaml` reads, from GSM8K as it was published (github.com/openai/grade-school-math).
 
 Of train.jsonl: every question with its answer as plain text for pre-training, and the rows themselves for SFT, the last
-ones held out. Of example_model_solutions.jsonl: pairs for DPO. Four models answered each question there, and each
+ones held out; its questions with the right answers for GRPO. Of example_model_solutions.jsonl: pairs for DPO. Four models answered each question there, and each
 answer is marked right or wrong; a pair is a right and a wrong answer to one question. Questions, not pairs, are held
 out, so that no held-out answer's question was trained on.
 """
@@ -46,7 +46,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """Five files."""
+    """Seven files."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.gsm8k.data",
         description=__doc__,
@@ -64,6 +64,9 @@ def main() -> None:
     write(options.out / "text.jsonl", [{"text": row["prompt"] + row["completion"]} for row in rows[:split]])
     write(options.out / "sft-train.jsonl", rows[:split])
     write(options.out / "sft-eval.jsonl", rows[split:])
+    asked = [{"prompt": row["prompt"], "answer": row["completion"]} for row in rows]
+    write(options.out / "grpo-train.jsonl", asked[:split])
+    write(options.out / "grpo-eval.jsonl", asked[split:])
     for name, some in (("dpo-train", solved[:cut]), ("dpo-eval", solved[cut:])):
         write(options.out / f"{name}.jsonl", [pair for row in some for pair in pairs(row, options.pairs)])
 

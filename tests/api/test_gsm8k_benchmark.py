@@ -55,6 +55,7 @@ def test_held_out_questions_are_in_no_training_file(tmp_path: Path, monkeypatch:
     assert len(data.read(out / "text.jsonl")) == 4
     assert prompts("sft-train") == {"t0\n", "t1\n", "t2\n", "t3\n"}
     assert prompts("sft-eval") == {"t4\n", "t5\n"}
+    assert (prompts("grpo-train"), prompts("grpo-eval")) == (prompts("sft-train"), prompts("sft-eval"))
     assert prompts("dpo-train") == {"q0\n", "q1\n", "q2\n"}
     assert prompts("dpo-eval") == {"q3\n", "q4\n"}
 

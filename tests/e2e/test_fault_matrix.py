@@ -1,0 +1,182 @@
+"""The fault matrix: every fault on a job of two pods, for SFT and for GRPO. `make test-faults` writes the report.
+
+What can be gone on from ends as if nothing had happened: the weights of the undisturbed run, bit for bit, and each of its
+lines. What cannot ends as Failed, with its cause, and keeps the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import e2e_models
+import fault_kit
+import pytest
+from e2e_kit import Bench
+from fault_kit import Hit, Strike
+
+pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(1500)]
+PATIENCE = 1200
+
+
+def kill_rank(rank: int) -> Strike:
+    return lambda hit: hit.signal_rank(rank, signal.SIGKILL)
+
+
+def kill_launcher(hit: Hit) -> None:
+    hit.bench.cluster.ask("kill", pod=hit.pods[1], namespace=hit.bench.namespace)
+
+
+def run_out_of_memory(hit: Hit) -> None:
+    hit.bench.cluster.ask("oom", pod=hit.pods[1], namespace=hit.bench.namespace)
+
+
+def delete_a_pod(hit: Hit) -> None:
+    hit.bench.kubectl("delete", "pod", hit.pods[1], "--wait=false")
+
+
+def lose_the_node(hit: Hit) -> None:
+    """A third node takes its pod; the node comes back for the tests after this one."""
+    node = hit.node_of(hit.pods[1])
+    hit.bench.cluster.ask("lose-node", node=node)
+    hit.bench.until(hit.name, lambda status: "NodeLost" in status.get("restarts", {}).get("byCause", {}), 600)
+    hit.bench.cluster.ask("restore-node", node=node)
+
+
+def stop_a_rank(hit: Hit) -> None:
+    hit.signal_rank(1, signal.SIGSTOP)
+
+
+def order(**what: Any) -> Strike:
+    return lambda hit: hit.order(**what)
+
+
+def fill_the_volume(hit: Hit) -> None:
+    hit.bench.cluster.ask("fill-volume", claim="small", namespace=hit.bench.namespace)
+
+
+def kill_while_no_operator_runs(hit: Hit) -> None:
+    fault_kit.operator(hit.bench, 0)
+    hit.signal_rank(1, signal.SIGKILL)
+    time.sleep(8)  # the pods end and are replaced meanwhile
+    fault_kit.operator(hit.bench, 1)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`reason`: of the failure. `counted`: restarts that use up the budget. `ends`: the state."""
+
+    name: str
+    strike: Strike
+    reason: str
+    ends: str = "Succeeded"
+    counted: int = 1
+    spec: dict[str, Any] | None = None
+
+
+GONE_ON = (
+    Fault("rank-0-killed", kill_rank(0), "ProcessKilled"),
+    Fault("rank-1-killed", kill_rank(1), "ProcessKilled"),
+    Fault("launcher-killed", kill_launcher, "ProcessKilled"),
+    Fault("out-of-memory", run_out_of_memory, "OutOfMemory"),
+    Fault("pod-deleted", delete_a_pod, "Preempted", counted=0),
+    Fault("rank-exits-1", order(who="rank:1", do="exit", code=1), "TrainerError"),
+    Fault("launcher-exits-143", order(who="launcher:worker-0", do="exit", code=143), "Preempted"),
+    Fault("rank-hangs", stop_a_rank, "Hang", spec={"runPolicy": {"stallSeconds": 20}}),
+    Fault("killed-without-operator", kill_while_no_operator_runs, "ProcessKilled"),
+    Fault("node-lost", lose_the_node, "NodeLost", counted=0),
+)
+ENDED = (
+    Fault("launcher-exits-1", order(who="launcher:worker-0", do="exit", code=1), "InternalError", "Failed", 0),
+    Fault("weights-nan", order(who="rank:1", do="nan"), "NonFinite", "Failed", 0),
+    Fault("data-error", order(who="rank:1", do="raise", always=True, step=10), "TrainerError", "Failed", 1),
+    Fault("volume-full", fill_the_volume, "StorageFull", "Failed", 0, {"storage": {"claimName": "small"}}),
+)
+STAGES = ("SFT", "RL")
+
+
+def cases(faults: tuple[Fault, ...]) -> list[Any]:
+    return [pytest.param(stage, fault, id=f"{stage}-{fault.name}") for stage in STAGES for fault in faults]
+
+
+@pytest.fixture(scope="module")
+def report() -> Iterator[list[dict[str, Any]]]:
+    """Rows of the report; written to the file that POSTTRAIN_FAULT_REPORT names."""
+    rows: list[dict[str, Any]] = []
+    yield rows
+    if path := os.environ.get("POSTTRAIN_FAULT_REPORT"):
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def arena(bench: Bench) -> Bench:
+    """The bench with a model and the saboteur; the undisturbed run of each stage beside it."""
+    fault_kit.install(bench)
+    words = e2e_models.tokenizer([row["prompt"] for row in fault_kit.PROMPTS])
+    e2e_models.save(bench.volume() / "models" / "good", words)
+    bench.claim("small", "96Mi")
+    bench.apply(*(fault_kit.two_pods(f"calm-{stage.lower()}", stage) for stage in STAGES))
+    for stage in STAGES:
+        bench.succeeded(f"calm-{stage.lower()}", PATIENCE)
+    return bench
+
+
+def struck(arena: Bench, stage: str, fault: Fault, report: list[dict[str, Any]]) -> dict[str, Any]:
+    """Applies a job, hits it in the middle, waits for its end; its status."""
+    name = f"{stage.lower()}-{fault.name}"
+    arena.apply(fault_kit.two_pods(name, stage, **(fault.spec or {})))
+    hit = fault_kit.in_the_middle(arena, name, stage)
+    begun = time.monotonic()
+    fault.strike(hit)
+    status = arena.finished(name, PATIENCE)
+    failure = status.get("failure", {})
+    report.append(
+        {
+            "stage": "GRPO" if stage == "RL" else stage,
+            "fault": fault.name,
+            "state": status["state"],
+            "reason": failure.get("reason"),
+            "attempts": status.get("attempts"),
+            "restarts": status.get("restarts", {}).get("byCause", {}),
+            "at": max(int(failure.get("step") or 0), fault_kit.step(hit.before)),
+            "from": fault_kit.resumed_at(arena, name) if status["state"] == "Succeeded" else None,
+            "saved": fault_kit.last_saved(status),
+            "seconds": round(time.monotonic() - begun),
+        }
+    )
+    return status
+
+
+@pytest.mark.parametrize(("stage", "fault"), cases(GONE_ON))
+def test_it_ends_as_if_nothing_had_happened(
+    arena: Bench, report: list[dict[str, Any]], stage: str, fault: Fault
+) -> None:
+    name, calm = f"{stage.lower()}-{fault.name}", f"calm-{stage.lower()}"
+    status = struck(arena, stage, fault, report)
+    row, story = report[-1], arena.story(name)
+    assert status["state"] == "Succeeded", story
+    assert status["restarts"]["byCause"] == {fault.reason: 1}, story
+    assert (status["restarts"]["total"], status["attempts"]) == (fault.counted, 2), story
+    assert 0 <= row["at"] - row["from"] <= fault_kit.EVERY[stage], story
+    assert fault_kit.lines(arena, name) == fault_kit.lines(arena, calm)
+    assert fault_kit.weights(arena, name) == fault_kit.weights(arena, calm)
+
+
+@pytest.mark.parametrize(("stage", "fault"), cases(ENDED))
+def test_it_ends_as_failed_and_keeps_what_was_saved(
+    arena: Bench, report: list[dict[str, Any]], stage: str, fault: Fault
+) -> None:
+    name = f"{stage.lower()}-{fault.name}"
+    status = struck(arena, stage, fault, report)
+    assert (status["state"], status["reason"]) == ("Failed", fault.reason), arena.story(name)
+    assert status.get("restarts", {}).get("total", 0) == fault.counted, arena.story(name)
+    saved = fault_kit.last_saved(status)
+    claim = "small" if fault.spec else "runs"
+    assert saved >= fault_kit.EVERY[stage]
+    assert (arena.run_folder(name, claim) / "checkpoints" / f"step-{saved:06d}").is_dir()
