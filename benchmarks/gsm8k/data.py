@@ -1,9 +1,9 @@
 """Writes the rows that `jobs.yaml` reads, from GSM8K as it was published (github.com/openai/grade-school-math).
 
-Of train.jsonl: every question with its answer as plain text for pre-training, and the rows themselves for SFT, the last
-ones held out; its questions with the right answers for GRPO. Of example_model_solutions.jsonl: pairs for DPO. Four models answered each question there, and each
-answer is marked right or wrong; a pair is a right and a wrong answer to one question. Questions, not pairs, are held
-out, so that no held-out answer's question was trained on.
+Of train.jsonl: every question with its answer as plain text for pre-training, the rows themselves for SFT, the last
+ones held out, and its questions with the right answers for GRPO. Of example_model_solutions.jsonl: pairs for DPO. Four
+models answered each question there, and each answer is marked right or wrong; a pair is a right and a wrong answer to
+one question. Questions, not pairs, are held out, so that no held-out answer's question was trained on.
 """
 
 from __future__ import annotations

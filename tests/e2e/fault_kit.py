@@ -154,18 +154,11 @@ def resumed_at(bench: Bench, name: str) -> int:
 def operator(bench: Bench, replicas: int) -> None:
     """Scales the operator and waits until it is so."""
     bench.cluster.kubectl("-n", OPERATOR_NAMESPACE, "scale", f"deployment/{RELEASE}", f"--replicas={replicas}")
-    arguments = (
-        "-n",
-        OPERATOR_NAMESPACE,
-        "get",
-        "pods",
-        "-l",
-        "app.kubernetes.io/name=posttrain-operator",
-        "-o",
-        "name",
-    )
+    pods = ("get", "pods", "-l", "app.kubernetes.io/name=posttrain-operator", "-o", "name")
     deadline = time.monotonic() + 60
-    while len(bench.cluster.kubectl(*arguments).split()) != replicas and time.monotonic() < deadline:
+    while (
+        len(bench.cluster.kubectl("-n", OPERATOR_NAMESPACE, *pods).split()) != replicas and time.monotonic() < deadline
+    ):
         time.sleep(0.5)
 
 

@@ -14,8 +14,8 @@ What happens to a job of two pods when something dies in the middle. Made by `ma
 installed by its chart, real trainers, real signals. A checkpoint is written every 8 steps (SFT) or 3 (GRPO).
 
 *Gone on*: weights and every line of `metrics.jsonl` are those of the undisturbed run, bit for bit. *Lost*: steps that
-were done again, from the fault back to the checkpoint that the next attempt began with. *Seconds*: from the fault to the
-job's end, what was left of its training included; on two cores shared with other jobs.
+were done again, from the fault back to the checkpoint that the next attempt began with. *Seconds*: from the fault to
+the job's end, what was left of its training included; on two cores shared with other jobs.
 """
 HEAD = "| stage | fault | end | cause | restarts | lost steps | last checkpoint | seconds |\n" + 8 * "|---" + "|\n"
 

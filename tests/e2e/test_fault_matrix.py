@@ -1,7 +1,7 @@
 """The fault matrix: every fault on a job of two pods, for SFT and for GRPO. `make test-faults` writes the report.
 
-What can be gone on from ends as if nothing had happened: the weights of the undisturbed run, bit for bit, and each of its
-lines. What cannot ends as Failed, with its cause, and keeps the last checkpoint.
+What can be gone on from ends as if nothing had happened: the weights of the undisturbed run, bit for bit, and each of
+its lines. What cannot ends as Failed, with its cause, and keeps the last checkpoint.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Python's own start-up hook, put on the pods' PYTHONPATH by the fault tests: does to one process of a job what no kill
 can do to it from outside: ends it with a code of its own, breaks its weights, raises in its loop.
 
-What to do stands in `<this folder>/<job>.json`, written by the test while the job runs (see fault_kit). SABOTAGE_PACE is
-a pause of so many seconds before each step, so that a tiny job can be hit in the middle; it changes no number.
+What to do stands in `<this folder>/<job>.json`, written by the test while the job runs (see fault_kit). SABOTAGE_PACE
+is a pause of so many seconds before each step, so that a tiny job can be hit in the middle; it changes no number.
 """
 
 import importlib.util
