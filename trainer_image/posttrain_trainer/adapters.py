@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
-from peft.utils.save_and_load import load_peft_weights
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -25,9 +23,11 @@ from posttrain_api.reasons import Reason
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.checkpoint_files import MANIFEST
 from posttrain_trainer.errors import TrainerFailure, describe
+from posttrain_trainer.lazy import Lazy
 from posttrain_trainer.model_files import digest_of, require_folder
 from posttrain_trainer.output_manifest import OutputManifest
 
+peft = Lazy("peft")
 SETTINGS = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _MODEL = "base_model.model."
@@ -208,7 +208,7 @@ def put_on(model: nn.Module, folder: Path, settings: Any, *, trainable: bool = F
         model, folder, config=settings, is_trainable=trainable, autocast_adapter_dtype=False
     )
     wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    given = {name for name in load_peft_weights(folder, device="cpu") if ".base_layer." not in name}
+    given = {name for name in peft.load_peft_weights(folder, device="cpu") if ".base_layer." not in name}
     if given != wanted:
         raise _misfit(
             str(folder),

@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from torch import nn
 
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import LoraConfig, TrainerConfig
 from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.lazy import Lazy
 from posttrain_trainer.loading import ModelFolder, load_critic
 from posttrain_trainer.lora import add_second, add_to_body
 from posttrain_trainer.model import build_language_model, build_module, checkpoint_layers, store, temperature
@@ -24,6 +24,8 @@ from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.score_model import ScoreHead
 from posttrain_trainer.scorer import causal_lm
 from posttrain_trainer.value_model import CRITIC, SharedModel, ValueModel
+
+peft = Lazy("peft")
 
 
 def build_policy(config: TrainerConfig, prepared: Prepared) -> nn.Module:

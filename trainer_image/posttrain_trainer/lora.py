@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import LoraConfig
 from posttrain_trainer.adapters import put_on
 from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.lazy import Lazy
 
 ALL_LINEAR = "all-linear"
+peft = Lazy("peft")
 POLICY = "default"
 """peft's name for the first adapter of a model, and the policy's role where another shares its base."""
 
@@ -76,7 +76,8 @@ def adapter_scope(model: nn.Module, name: str | None) -> Iterator[None]:
     """Inside it this adapter answers, or, None, the base alone. peft's own switches touch `requires_grad`, and
     DeepSpeed then drops gradients silently; this one touches nothing else. Forward and backward belong into one scope:
     with gradient checkpointing the backward computes the forward again, with what is active then."""
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    adapted = peft.tuners.tuners_utils.BaseTunerLayer
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, adapted)]
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     for layer in layers:
         layer._disable_adapters = name is None
@@ -88,7 +89,7 @@ def adapter_scope(model: nn.Module, name: str | None) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
-def _settings(config: LoraConfig, targets: Any, task: str | None = None) -> peft.LoraConfig:
+def _settings(config: LoraConfig, targets: Any, task: str | None = None) -> Any:
     return peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
