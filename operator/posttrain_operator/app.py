@@ -16,12 +16,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from posttrain_operator.brake import Brake
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster import Cluster
 from posttrain_operator.cluster.api import Api
 from posttrain_operator.cluster.connection import Connection, connect
 from posttrain_operator.cluster.errors import ApiError
+from posttrain_operator.cluster.failpoints import Failpoints
 from posttrain_operator.cluster.kinds import JOB, PYTORCHJOB, WATCHED
+from posttrain_operator.cluster.streams import Pace
 from posttrain_operator.execute import Executor
 from posttrain_operator.findings import Findings
 from posttrain_operator.health import Health
@@ -30,16 +33,18 @@ from posttrain_operator.monitoring import Monitoring
 from posttrain_operator.observe import Observer
 from posttrain_operator.recorder import Recorder
 from posttrain_operator.records import Key
-from posttrain_operator.resync import BackendsChanged, Lists, compare_forever, discover_forever, resync_forever
+from posttrain_operator.resync import Lists, compare_forever, discover_forever, resync_forever
 from posttrain_operator.settings import Settings
 from posttrain_operator.statusserver import StatusServer, start_status_server
-from posttrain_operator.watch import Handlers, Login, Streams, registry_of, watch
-from posttrain_operator.worker import Worker
+from posttrain_operator.watch import BackendsChanged, Handlers, Login, Streams, registry_of, watch
+from posttrain_operator.worker import Worker, look_for_hangs
 from posttrain_operator.workqueue import Backoff, WorkQueue
 
 log = logging.getLogger(__name__)
 EXIT_STOPPED, EXIT_BROKEN, EXIT_CHANGED = 0, 1, 3
 _BEAT = 1.0
+_LEAST_REQUEST = 5.0
+"""Seconds that a request may take however fast the tests' time runs: a busy API server needs them."""
 
 
 class Parts:
@@ -49,20 +54,31 @@ class Parts:
         timing = settings.timing
         self.settings, self.connection = settings, connection
         self.monitoring = Monitoring()
-        self.cluster = Cluster(Api(connection, self.monitoring.api_request))
+        self.cluster = Cluster(_api(settings, connection, self.monitoring))
         self.cache, self.health = Cache(), Health()
         self.findings = Findings(timing.lookup, time.monotonic)
         self.queue: WorkQueue[Key] = WorkQueue(Backoff(timing.backoff, timing.backoff_limit))
-        self.streams = Streams()
+        self.streams = Streams(Pace(timing.brake, timing.brake_limit))
         self.login = Login(connection, self.streams)
         self.status_server: StatusServer | None = None
         self.observer = Observer(self.cluster, self.cache, self.findings, settings, self.bundle)
         executor = Executor(self.cluster, self.cache, self.findings, Recorder(self.cluster))
         self.worker = Worker(self.queue, self.cache, self.observer, executor, self.monitoring)
+        self.worker.brake = Brake(timing.brake, timing.brake_limit)
+        self.cluster.api.observers.append(self.worker.brake.heard)
+        self.monitoring.follow(self.cache, self.queue, self.worker.brake)
 
     def bundle(self) -> str | None:
         """The status server's CA bundle; None while it does not serve."""
         return self.status_server.ca_bundle() if self.status_server else None
+
+
+def _api(settings: Settings, connection: Connection, monitoring: Monitoring) -> Api:
+    """The door to the API server, and what stands in it."""
+    api = Api(connection, monitoring.api_request, max(_LEAST_REQUEST, settings.timing.request))
+    if settings.failpoint:
+        api.gates.append(Failpoints(settings.failpoint))
+    return api
 
 
 async def run(settings: Settings) -> int:
@@ -102,7 +118,7 @@ async def _opened(settings: Settings) -> AsyncIterator[Parts]:
 
 def _background(parts: Parts) -> dict[str, Coroutine[Any, Any, None]]:
     """What runs beside the watches from the first moment."""
-    return {"heartbeat": _beat(parts.health), "status server": _keep_status_server(parts), "gauges": _measure(parts)}
+    return {"heartbeat": _beat(parts.health), "status server": _keep_status_server(parts), "sweeper": _sweep(parts)}
 
 
 async def _beat(health: Health) -> None:
@@ -111,9 +127,8 @@ async def _beat(health: Health) -> None:
         await asyncio.sleep(_BEAT)
 
 
-async def _measure(parts: Parts) -> None:
+async def _sweep(parts: Parts) -> None:
     while True:
-        parts.monitoring.measured(parts.cache, len(parts.queue))
         parts.findings.sweep()
         await asyncio.sleep(10 * _BEAT)
 
@@ -179,7 +194,8 @@ def _workforce(parts: Parts, lists: Lists, has_backend: bool) -> list[asyncio.Ta
         asyncio.create_task(_open_gate(parts, lists, complete), name="initial lists"),
         *(task(f"worker {number}", parts.worker.run) for number in range(parts.settings.workers)),
         task("resync", lambda: resync_forever(parts.cache, parts.queue, timing)),
-        task("comparison", lambda: compare_forever(lists, parts.cache, parts.queue, timing)),
+        task("comparison", lambda: compare_forever(lists, parts.cache, parts.queue, timing, parts.monitoring.diverged)),
+        task("self-check", lambda: look_for_hangs(parts.worker, timing)),
         task("discovery", lambda: discover_forever(parts.cluster, timing, has_backend)),
     ]
 

@@ -17,7 +17,7 @@ from posttrain_operator.backends.configmaps import CA_FILE
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster import Cluster, Deletion
 from posttrain_operator.cluster.errors import AlreadyExists, Conflict, Forbidden, Invalid, WebhookFailed
-from posttrain_operator.cluster.kinds import CONFIG_MAP, POD, PYTORCHJOB, Kind
+from posttrain_operator.cluster.kinds import CONFIG_MAP, JOB, POD, PYTORCHJOB, Kind
 from posttrain_operator.facts import Found, Refusal
 from posttrain_operator.findings import Findings, Published
 from posttrain_operator.recorder import Recorder
@@ -49,6 +49,22 @@ class Executor:
         for event in actions.events:
             self._recorder.record(job, event)
         return True
+
+    async def look_again(self, key: Key) -> None:
+        """Takes the job and its child as the API server has them now: what the watch told of them is in doubt.
+
+        What is taken for deleted never comes back, so an answer that the whole kind is not there does not count.
+        """
+        job, child = await asyncio.gather(self._cluster.get(JOB, *key), self._cluster.get(PYTORCHJOB, *key))
+        known_job, known_child = self._cache.jobs.get(key), self._cache.children.get(key)
+        if job is not None:
+            self._cache.put_job(job_record(job))
+        elif known_job is not None and await self._cluster.has_kind(JOB):
+            self._cache.drop_job(key, known_job.uid)
+        if child is not None:
+            self._cache.put_child(child_record(child))
+        elif known_child is not None and await self._cluster.has_kind(PYTORCHJOB):
+            self._cache.drop_child(key, known_child.uid)
 
     async def _create_all(self, job: JobRecord, actions: Actions) -> bool:
         """What pods mount first, all at once; then the child."""

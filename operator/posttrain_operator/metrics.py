@@ -7,6 +7,7 @@ is "Other". The table of docs/platform/metrics.md is tested against this module.
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +24,9 @@ from posttrain_operator.records import JobRecord
 
 _JOB_SECONDS = (60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 3 * 86400, 7 * 86400, 30 * 86400)
 _STARTUP_SECONDS = (5, 15, 30, 60, 120, 300, 600, 1800, 3600)
+_REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 15)
 _RECONCILE_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_WATCHED = ("PostTrainingJob", "PyTorchJob", "Pod")
 _REASONS = frozenset(reason.value for reason in Reason) | {"Succeeded"}
 
 
@@ -47,7 +50,17 @@ class OperatorMetrics:
         self._reconcile = _histogram(registry, reconcile, _RECONCILE_SECONDS, ())
         info = Gauge(PREFIX + "build_info", "Always 1", ("version", "python"), registry=registry)
         info.labels(_version(), platform.python_version()).set(1)
+        request = ("api_request_duration_seconds", "Requests to the API server, until the answer or its absence")
+        self._latency = _histogram(registry, request, _REQUEST_SECONDS, ("method",))
+        problem = ("kind", "problem")
+        self._divergence = _counter(registry, "cache_divergence_total", "Objects that no watch has told of", problem)
+        for kind, what in itertools.product(_WATCHED, ("lost", "behind")):
+            self._divergence.labels(kind, what)
         self._queue = Gauge(PREFIX + "queue_length", "Jobs that wait for a worker", registry=registry)
+        waited = "Seconds that the job longest in the queue has waited"
+        self._waited = Gauge(PREFIX + "queue_oldest_seconds", waited, registry=registry)
+        brake = "Seconds that all workers still rest, because the API server asked for it or does not answer"
+        self._brake = Gauge(PREFIX + "brake_seconds", brake, registry=registry)
         registry.register(JobsCollector(jobs))
         ProcessCollector(registry=registry)
 
@@ -60,10 +73,17 @@ class OperatorMetrics:
     def api_request(self, method: str, code: int, seconds: float) -> None:
         """A request to the API server; code 0: no answer came. The signature is cluster.api's Observer."""
         self._requests.labels(method, str(code) if code else "none").inc()
+        self._latency.labels(method).observe(seconds)
 
-    def queue_length(self, waiting: int) -> None:
-        """So many jobs wait for a worker."""
-        self._queue.set(waiting)
+    def diverged(self, kind: str, problem: str, objects: int) -> None:
+        """A comparison of the cache with the cluster; `problem` is lost or behind."""
+        self._divergence.labels(kind, problem).inc(objects)
+
+    def follow(self, length: Callable[[], int], waited: Callable[[], float], rest: Callable[[], float]) -> None:
+        """What is asked at each scrape: the queue's length, the wait of its oldest in seconds, the brake's rest."""
+        self._queue.set_function(length)
+        self._waited.set_function(waited)
+        self._brake.set_function(rest)
 
     def status_report(self, result: str) -> None:
         """A progress report; `result` is one of statusserver.handlers.RESULTS."""

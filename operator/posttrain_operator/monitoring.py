@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 
 from posttrain_operator.actions import Actions
+from posttrain_operator.brake import Brake
 from posttrain_operator.cache import Cache
 from posttrain_operator.endpoints import start_http
 from posttrain_operator.facts import JobFacts
 from posttrain_operator.health import Health
 from posttrain_operator.metrics import OperatorMetrics
-from posttrain_operator.records import JobRecord
+from posttrain_operator.records import JobRecord, Key
 from posttrain_operator.settings import Settings
+from posttrain_operator.workqueue import WorkQueue
 
 
 class Monitoring:
@@ -26,15 +28,16 @@ class Monitoring:
         self.reconciled = self.metrics.reconciled
         self.api_request = self.metrics.api_request
         self.reported = self.metrics.status_report
+        self.diverged = self.metrics.diverged
 
     def transitioned(self, job: JobFacts, actions: Actions) -> None:
         """After each status write; `job` is as it was before."""
         self.metrics.transitioned(job, actions)
 
-    def measured(self, cache: Cache, waiting: int) -> None:
-        """Every few seconds: the cache that the series of jobs are read from, and how many jobs wait for a worker."""
+    def follow(self, cache: Cache, queue: WorkQueue[Key], brake: Brake) -> None:
+        """Once: the cache that the series of jobs are read from, and what else is asked at each scrape."""
         self._cache = cache
-        self.metrics.queue_length(waiting)
+        self.metrics.follow(lambda: len(queue), queue.waited, lambda: brake.rest)
 
     async def serve(self, settings: Settings, health: Health) -> Callable[[], Awaitable[None]]:
         """Starts the endpoints where a port is set; returns what stops them. OSError where the port is taken."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster import Cluster
@@ -20,7 +21,7 @@ from posttrain_operator.cluster.kinds import JOB, POD, PYTORCHJOB, Kind
 from posttrain_operator.facts import JobFacts
 from posttrain_operator.records import Key
 from posttrain_operator.settings import Settings, Timing
-from posttrain_operator.watch import Streams
+from posttrain_operator.watch import BackendsChanged, Streams
 from posttrain_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,26 @@ _POLL = 0.05
 
 class Diverged(Exception):
     """The watches have stayed behind the cluster twice running: they are dead. The process ends and starts anew."""
+
+
+class Lost(NamedTuple):
+    """An object of the cache that the cluster has no more, without any watch having said so."""
+
+    kind: Kind
+    key: Key
+    uid: str
+
+
+@dataclass(frozen=True)
+class Differences:
+    """`behind`: by kind, how many objects the cache lacks or has in an older version."""
+
+    lost: tuple[Lost, ...]
+    behind: Mapping[Kind, int]
+
+
+Told = Callable[[str, str, int], None]
+"""Told of a comparison: the kind, the problem (`lost` or `behind`), how many objects have it."""
 
 
 class Lists:
@@ -54,25 +75,19 @@ class Lists:
             listed = await self._listed(kind)
             await _until(lambda kind=kind, listed=listed: not self._unknown(kind, listed))  # type: ignore[misc]
 
-    async def lost(self) -> list[tuple[Kind, Key, str]]:
-        """What the cache has and the cluster had no more: (kind, job, uid)."""
-        gone: list[tuple[Kind, Key, str]] = []
-        for kind in self._kinds:
-            before = self._cache.versions(_CACHED[kind])
-            listed = await self._listed(kind)
-            gone += [
-                (kind, key, uid)
-                for uid, (key, _) in before.items()
-                if uid not in listed and not self._cache.was_deleted(uid)
-            ]
-        return gone
-
-    async def behind(self, patience: float) -> int:
-        """How many objects the cache still lacks, or has in an older version, `patience` seconds after they were
-        listed."""
+    async def compare(self, patience: float) -> Differences:
+        """Lists everything once, and says what the watches have not made good `patience` seconds later."""
+        before = {kind: self._cache.versions(_CACHED[kind]) for kind in self._kinds}
         listed = {kind: await self._listed(kind) for kind in self._kinds}
         await asyncio.sleep(patience)
-        return sum(len(self._unknown(kind, versions, exact=True)) for kind, versions in listed.items())
+        lost = [gone for kind in self._kinds for gone in self._lost(kind, before[kind], listed[kind])]
+        behind = {kind: len(self._unknown(kind, listed[kind], exact=True)) for kind in self._kinds}
+        return Differences(tuple(lost), behind)
+
+    def _lost(self, kind: Kind, before: dict[str, tuple[Key, str]], listed: dict[str, str]) -> list[Lost]:
+        """What the cache had before the list, has still, and the cluster had no more."""
+        now = self._cache.versions(_CACHED[kind])
+        return [Lost(kind, key, uid) for uid, (key, _) in before.items() if uid not in listed and uid in now]
 
     def _unknown(self, kind: Kind, listed: dict[str, str], exact: bool = False) -> list[str]:
         cached = self._cache.versions(_CACHED[kind])
@@ -105,24 +120,38 @@ def _older(cached: str, listed: str) -> bool:
     return cached.isdigit() and listed.isdigit() and int(cached) < int(listed)
 
 
-async def compare_forever(lists: Lists, cache: Cache, queue: WorkQueue[Key], timing: Timing) -> None:
+async def compare_forever(lists: Lists, cache: Cache, queue: WorkQueue[Key], timing: Timing, told: Told) -> None:
     """Drops what is gone; Diverged where the cache stays behind twice running. An API server that does not answer is
     no verdict."""
     bad = 0
     while True:
         await asyncio.sleep(timing.divergence)
         try:
-            for kind, key, uid in await lists.lost():
-                log.warning("%s of %s/%s is gone and no watch said so", kind.kind, *key)
-                cache.drop_uid(_CACHED[kind], key, uid)
-                queue.add(key)
-            behind = await lists.behind(timing.settle)
+            found = await lists.compare(timing.settle)
         except ApiError as error:
             log.warning("the cache was not compared: %s", error)
             continue
+        _drop(found.lost, cache, queue)
+        _tell(found, told)
+        behind = sum(found.behind.values())
         bad = bad + 1 if behind else 0
         if bad >= 2:
             raise Diverged(f"{behind} objects are newer in the cluster than in the cache")
+
+
+def _drop(lost: Iterable[Lost], cache: Cache, queue: WorkQueue[Key]) -> None:
+    for kind, key, uid in lost:
+        log.warning("%s of %s/%s is gone and no watch said so", kind.kind, *key)
+        dependents = cache.dependents(key) if kind is JOB else frozenset()
+        cache.drop_uid(_CACHED[kind], key, uid)
+        for each in (key, *dependents):
+            queue.add(each)
+
+
+def _tell(found: Differences, told: Told) -> None:
+    for kind, behind in found.behind.items():
+        told(kind.kind, "behind", behind)
+        told(kind.kind, "lost", sum(1 for lost in found.lost if lost.kind is kind))
 
 
 async def resync_forever(cache: Cache, queue: WorkQueue[Key], timing: Timing) -> None:
@@ -137,10 +166,6 @@ async def resync_forever(cache: Cache, queue: WorkQueue[Key], timing: Timing) ->
 def active_jobs(cache: Cache) -> Iterable[Key]:
     """The jobs that are not finished; a finished one that waits for its TTL has its own timer."""
     return (key for key, record in list(cache.jobs.items()) if not JobFacts.of(record).terminal)
-
-
-class BackendsChanged(Exception):
-    """A kind that we use came or went: the watches must be set up anew."""
 
 
 async def discover_forever(cluster: Cluster, timing: Timing, had_backend: bool) -> None:

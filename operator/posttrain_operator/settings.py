@@ -53,6 +53,15 @@ class Timing:
     divergence: float = 300
     discovery: float = 300
     discovery_missing: float = 10
+    request: float = 15
+    """How long an answer of the API server may take; a page of a list four times as long."""
+    brake: float = 0.5
+    """Rest of all workers after the first request without an answer; doubled each time, up to the limit."""
+    brake_limit: float = 30
+    silent_watch: float = 70
+    """A watch without a word for so long is opened anew: the API server sends a bookmark every minute."""
+    stuck: float = 600
+    """A pass over one job that takes so long will never end: the process starts anew."""
 
     def scaled(self, factor: float) -> Timing:
         """Every constant times `factor` (tests run at a tenth)."""
@@ -74,6 +83,8 @@ class Settings:
     watch_namespaces: tuple[str, ...] = ()
     timing: Timing = Timing()
     workers: int = 16
+    failpoint: str = ""
+    """For tests: see cluster.failpoints."""
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -90,6 +101,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         log_format="text" if env.choice("LOG_FORMAT", ("text", "json"), "json") == "text" else "json",
         watch_namespaces=tuple(part.strip() for part in env.text("WATCH_NAMESPACES", "").split(",") if part.strip()),
         timing=Timing().scaled(env.number("TIME_SCALE", 1.0)),
+        failpoint=env.text("FAILPOINT", ""),
     )
 
 

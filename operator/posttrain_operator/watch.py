@@ -7,6 +7,7 @@ watches is of unknown age.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import socket
@@ -21,13 +22,19 @@ import kopf
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster.connection import Connection
 from posttrain_operator.cluster.kinds import JOB, POD, PYTORCHJOB, SELECTORS, Kind
+from posttrain_operator.cluster.streams import Pace, is_watch
 from posttrain_operator.records import Key
-from posttrain_operator.settings import Settings
+from posttrain_operator.settings import Settings, Timing
 from posttrain_operator.slim import child_record, job_record, pod_record
 
 log = logging.getLogger(__name__)
 LOGIN_MINUTES = 30
+_NOT_FOUND = 404
 Enqueue = Callable[[Key], None]
+
+
+class BackendsChanged(Exception):
+    """A kind that we use came or went: the watches must be set up anew."""
 
 
 class Handlers:
@@ -66,20 +73,33 @@ class Handlers:
 
 
 class Streams:
-    """Which watch streams have been opened: kopf opens one only after its list was read to the end."""
+    """Which watch streams have been opened: kopf opens one only after its list was read to the end.
 
-    def __init__(self) -> None:
+    kopf opens a stream that ended at once again; `pace` holds back one that keeps ending.
+    """
+
+    def __init__(self, pace: Pace | None = None) -> None:
         self.opened: set[str] = set()
+        self._pace = pace or Pace()
 
     def trace(self) -> aiohttp.TraceConfig:
         config = aiohttp.TraceConfig()
+        config.on_request_start.append(self._starts)
         config.on_request_end.append(self._ended)
         return config
+
+    async def _starts(
+        self, _: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestStartParams
+    ) -> None:
+        if is_watch(params.url) and (delay := self._pace.delay(params.url.path)) > 0:
+            log.warning("the watch of %s ended early, it is opened again in %.1f s", params.url.path, delay)
+            await asyncio.sleep(delay)
 
     async def _ended(
         self, _: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestEndParams
     ) -> None:
-        if params.url.query.get("watch") == "true" and params.response.status == 200:
+        if is_watch(params.url) and params.response.status == 200:
+            self._pace.opened(params.url.path)
             self.opened.add(params.url.path)
 
 
@@ -133,7 +153,7 @@ class CappedJitter:
             delay = min(self._limit, delay * self._factor)
 
 
-def watch_settings() -> kopf.OperatorSettings:
+def watch_settings(timing: Timing) -> kopf.OperatorSettings:
     """kopf's settings: read only, small in memory with ten thousand objects, never tired of an absent server."""
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
@@ -143,12 +163,13 @@ def watch_settings() -> kopf.OperatorSettings:
     settings.persistence.finalizer = f"{JOB.group}/unused"
     settings.watching.chunk_size = 500  # whole lists at once cost hundreds of MB
     settings.watching.server_timeout = 600  # an int: it is sent as it is written
-    settings.watching.connect_timeout = 10
-    settings.watching.reconnect_backoff = 1.0
+    settings.watching.connect_timeout = timing.request * 2 / 3
+    settings.watching.inactivity_timeout = timing.silent_watch
+    settings.watching.reconnect_backoff = timing.brake * 2
     settings.queueing.idle_timeout = 0.2  # kopf keeps a task per object for so long after its last event
-    settings.networking.request_timeout = 60
-    settings.networking.connect_timeout = 10
-    settings.networking.error_backoffs = CappedJitter(0.5, 2, 30)
+    settings.networking.request_timeout = timing.request * 4
+    settings.networking.connect_timeout = timing.request * 2 / 3
+    settings.networking.error_backoffs = CappedJitter(timing.brake, 2, timing.brake_limit)
     settings.networking.enforce_retry_after = True
     settings.execution.max_workers = 2
     settings.process.ultimate_exiting_timeout = 25
@@ -172,14 +193,19 @@ def registry_of(handlers: Handlers, login: Login, kinds: tuple[Kind, ...]) -> ko
 
 
 async def watch(settings: Settings, registry: kopf.OperatorRegistry) -> None:
-    """Runs kopf until SIGTERM, which makes it return, or an error. To end it otherwise, cancel it: a stop flag leaves a
-    task behind that kopf then waits five seconds for."""
+    """Runs kopf until SIGTERM, which makes it return, or an error; BackendsChanged where a watched kind is gone. To end
+    it otherwise, cancel it: a stop flag leaves a task behind that kopf then waits five seconds for."""
     identity: Any = socket.gethostname()  # kopf's own asks for the user's name, and a pod's user may have none
-    await kopf.operator(
-        registry=registry,
-        settings=watch_settings(),
-        identity=identity,
-        standalone=True,
-        clusterwide=not settings.watch_namespaces,
-        namespaces=settings.watch_namespaces,
-    )
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=watch_settings(settings.timing),
+            identity=identity,
+            standalone=True,
+            clusterwide=not settings.watch_namespaces,
+            namespaces=settings.watch_namespaces,
+        )
+    except Exception as error:
+        if getattr(error, "status", None) == _NOT_FOUND:  # kopf's error of a list or a watch
+            raise BackendsChanged(f"a watched kind is no longer served: {error}") from error
+        raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
@@ -22,7 +23,7 @@ class KeyQueue(Generic[K]):
     """The rules without a clock: every moment is an argument, in seconds of any monotonic clock."""
 
     def __init__(self) -> None:
-        self._ready: deque[K] = deque()
+        self._ready: deque[tuple[K, float]] = deque()
         self._dirty: set[K] = set()
         self._processing: set[K] = set()
         self._due: dict[K, float] = {}
@@ -33,13 +34,17 @@ class KeyQueue(Generic[K]):
         """Keys that are ready to be worked on."""
         return len(self._ready)
 
-    def add(self, key: K) -> None:
+    def oldest(self) -> float | None:
+        """Since when the key that has waited longest is ready; None where none is."""
+        return self._ready[0][1] if self._ready else None
+
+    def add(self, key: K, now: float = 0.0) -> None:
         """The key is to be looked at as soon as possible."""
         if key in self._dirty:
             return
         self._dirty.add(key)
         if key not in self._processing:
-            self._ready.append(key)
+            self._ready.append((key, now))
 
     def add_at(self, key: K, moment: float) -> None:
         """The key is to be looked at no later than `moment`; an earlier wish stands."""
@@ -54,16 +59,16 @@ class KeyQueue(Generic[K]):
         self._release(now)
         if not self._ready:
             return None
-        key = self._ready.popleft()
+        key, _ = self._ready.popleft()
         self._dirty.discard(key)
         self._processing.add(key)
         return key
 
-    def done(self, key: K) -> None:
+    def done(self, key: K, now: float = 0.0) -> None:
         """The key is no longer worked on; it runs again where it was added meanwhile."""
         self._processing.discard(key)
         if key in self._dirty:
-            self._ready.append(key)
+            self._ready.append((key, now))
 
     def next_due(self) -> float | None:
         """When the next delayed key becomes ready."""
@@ -75,7 +80,7 @@ class KeyQueue(Generic[K]):
         while (moment := self.next_due()) is not None and moment <= now:
             key = heapq.heappop(self._heap)[2]
             del self._due[key]
-            self.add(key)
+            self.add(key, moment)
 
 
 class Backoff(Generic[K]):
@@ -92,13 +97,17 @@ class Backoff(Generic[K]):
         full = min(self._limit, self._base * 2.0 ** min(count, 30))
         return full * (0.5 + self._chance() / 2)
 
+    def failures(self, key: K) -> int:
+        """How often the key has failed in a row."""
+        return self._failures.get(key, 0)
+
     def succeeded(self, key: K) -> None:
         """Forgets the key's failures."""
         self._failures.pop(key, None)
 
 
 class WorkQueue(Generic[K]):
-    """KeyQueue on the event loop's clock, with workers that wait."""
+    """KeyQueue on the monotonic clock (the event loop's own), with workers that wait."""
 
     def __init__(self, backoff: Backoff[K]) -> None:
         self._keys: KeyQueue[K] = KeyQueue()
@@ -109,14 +118,19 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         return len(self._keys)
 
+    def waited(self) -> float:
+        """Seconds that the oldest ready key has waited; 0 where none is ready."""
+        oldest = self._keys.oldest()
+        return 0.0 if oldest is None else max(0.0, time.monotonic() - oldest)
+
     def add(self, key: K) -> None:
-        self._keys.add(key)
+        self._keys.add(key, time.monotonic())
         self._wake.set()
 
     def add_after(self, key: K, seconds: float) -> None:
         if seconds <= 0:
             return self.add(key)
-        self._keys.add_at(key, asyncio.get_running_loop().time() + seconds)
+        self._keys.add_at(key, time.monotonic() + seconds)
         self._wake.set()
         return None
 
@@ -130,7 +144,7 @@ class WorkQueue(Generic[K]):
         self._backoff.succeeded(key)
 
     def done(self, key: K) -> None:
-        self._keys.done(key)
+        self._keys.done(key, time.monotonic())
         self._wake.set()
 
     async def get(self) -> K:
@@ -138,7 +152,7 @@ class WorkQueue(Generic[K]):
         async with self._turn:
             while True:
                 self._wake.clear()
-                now = asyncio.get_running_loop().time()
+                now = time.monotonic()
                 if (key := self._keys.pop(now)) is not None:
                     return key
                 await self._sleep(self._keys.next_due(), now)

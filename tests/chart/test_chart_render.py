@@ -169,7 +169,8 @@ def test_the_operator_reads_what_the_chart_sets_and_nothing_else(render: Any) ->
     pods_own = {"POSTTRAIN_OPERATOR_NAMESPACE": "posttrain-system"}
     env = Recorded(environment(render("trainer.allowCPU=true", 'watchNamespaces=["a","b"]')) | pods_own)
     settings = read_settings(env)
-    assert env.asked - set(env) == {"POSTTRAIN_OPERATOR_TIME_SCALE"}  # for tests, not for the chart
+    for_tests = {"POSTTRAIN_OPERATOR_TIME_SCALE", "POSTTRAIN_OPERATOR_FAILPOINT"}
+    assert env.asked - set(env) == for_tests
     assert set(env) - env.asked == set()
     assert settings.plan.allow_cpu
     assert (settings.watch_namespaces, settings.status_port, settings.metrics_port) == (("a", "b"), 10443, 8080)

@@ -11,6 +11,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from posttrain_operator.actions import Actions
+from posttrain_operator.brake import Brake
 from posttrain_operator.cache import Cache
 from posttrain_operator.endpoints import start_http
 from posttrain_operator.facts import JobFacts
@@ -19,9 +20,10 @@ from posttrain_operator.jobseries import JobsCollector, sample_of
 from posttrain_operator.metrics import OperatorMetrics
 from posttrain_operator.monitoring import Monitoring
 from posttrain_operator.plan.types import PlanSettings
-from posttrain_operator.records import JobRecord
+from posttrain_operator.records import JobRecord, Key
 from posttrain_operator.settings import Settings
 from posttrain_operator.slim import job_record
+from posttrain_operator.workqueue import Backoff, WorkQueue
 
 T0 = "2026-03-01T12:00:00Z"
 T1 = "2026-03-01T12:00:20Z"
@@ -204,13 +206,23 @@ async def test_the_operators_parts_are_wired_to_the_metrics() -> None:
     await stop()
     cache = Cache()
     cache.put_job(record("a", {"state": "Running"}))
-    monitoring.measured(cache, 7)
+    queue: WorkQueue[Key] = WorkQueue(Backoff(1, 1))
+    queue.add(Key("team", "a"))
+    brake = Brake()
+    brake.pull(100)
+    monitoring.follow(cache, queue, brake)
+    monitoring.diverged("Pod", "lost", 2)
     monitoring.reconciled(0.1, "Conflict")
     monitoring.api_request("GET", 200, 0.1)
     monitoring.reported("accepted")
     monitoring.transitioned(JobFacts.of(record()), Actions(status={"state": "Pending"}))
     samples = scrape(monitoring.metrics)
-    assert value(samples, "queue_length") == 7
+    assert value(samples, "queue_length") == 1
+    assert 0 <= (value(samples, "queue_oldest_seconds") or 0) < 60
+    assert 90 < (value(samples, "brake_seconds") or 0) <= 125
+    assert value(samples, "cache_divergence_total", kind="Pod", problem="lost") == 2
+    assert value(samples, "cache_divergence_total", kind="PostTrainingJob", problem="behind") == 0
+    assert value(samples, "api_request_duration_seconds_count", method="GET") == 1
     assert value(samples, "jobs", job_namespace="team", stage="SFT", state="Running") == 1
     assert value(samples, "jobs_created_total", job_namespace="team", stage="SFT") == 1
     assert value(samples, "reconcile_errors_total", error="Conflict") == 1

@@ -14,6 +14,8 @@ import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
+from posttrain_operator.cluster.streams import WatchResponse
+
 _IN_CLUSTER = "KUBERNETES_SERVICE_HOST"
 MAX_CONNECTIONS = 48
 MAX_WATCH_CONNECTIONS = 32
@@ -42,7 +44,11 @@ class Connection:
         """A session of its own for the watches, with the token of this moment."""
         connector = aiohttp.TCPConnector(limit=MAX_WATCH_CONNECTIONS, ssl=self.client.rest_client.ssl_context)
         return aiohttp.ClientSession(
-            connector=connector, headers=await self.headers(), trace_configs=list(traces), read_bufsize=2**21
+            connector=connector,
+            headers=await self.headers(),
+            trace_configs=list(traces),
+            response_class=WatchResponse,
+            read_bufsize=2**21,
         )
 
     async def close(self) -> None:

@@ -49,6 +49,10 @@ class ServerError(ApiError):
     """Another 5xx: it may be this object alone, so only this one waits."""
 
 
+class Fenced(ApiError):
+    """Not sent: this replica does not lead (any more)."""
+
+
 class WebhookFailed(ApiError):
     """500 because an admission webhook did not answer: this object waits, others need not."""
 
@@ -65,6 +69,11 @@ _BY_STATUS: dict[int, type[ApiError]] = {
     503: Unavailable,
     504: Unavailable,
 }
+
+
+def is_outage(status: int) -> bool:
+    """Whether an HTTP code says that the server serves nobody at present."""
+    return _BY_STATUS.get(status) is Unavailable
 
 
 def error_of(status: int, body: bytes, retry_after: str | None) -> ApiError:

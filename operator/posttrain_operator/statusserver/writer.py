@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from posttrain_operator.clock import SteadyClock
 from posttrain_operator.statusserver import progress
 from posttrain_operator.statusserver.bodies import Incoming
 from posttrain_operator.statusserver.view import (
@@ -30,6 +31,8 @@ from posttrain_operator.statusserver.view import (
 
 log = logging.getLogger(__name__)
 _NEVER = datetime.min.replace(tzinfo=UTC)
+_SKEW = 60.0
+"""Seconds that two replicas' clocks, and their reports' ways, may differ by."""
 _CONFLICT_TRIES = 6
 _CONFLICT_PAUSE = 0.02
 """Seconds before the second try, doubled each time: the other writer is our own control loop."""
@@ -67,9 +70,8 @@ class _Entry:
     task: asyncio.Task[None] | None = None
 
 
-def utc_now() -> datetime:
-    """The wall clock: written times are compared with other replicas' and with the trainer's."""
-    return datetime.now(UTC)
+utc_now = SteadyClock()
+"""The wall clock without its jumps: written times are compared with other replicas' and with the trainer's."""
 
 
 class ProgressWriter:
@@ -126,13 +128,14 @@ class ProgressWriter:
         incoming, received = entry.pending
         now = self._now()
         if entry.retry_at is not None:
-            return (entry.retry_at - now).total_seconds()
+            return min(self._timing.retry_most, (entry.retry_at - now).total_seconds())
         before = self._previous(self._known(key), entry)
         written_at = progress.parse_time((before or {}).get("lastUpdateTime"))
         after = progress.advance(before, incoming, received)
         if before is None or written_at is None:
             return 0.0
-        return self._interval(before, after) - (now - written_at).total_seconds()
+        interval = self._interval(before, after)
+        return min(interval, interval - (now - written_at).total_seconds())  # a clock set back makes nobody wait
 
     def _interval(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
         if progress.is_urgent(before, after):
@@ -204,6 +207,9 @@ class ProgressWriter:
 
 
 def _is_later(before: Mapping[str, Any] | None, received: datetime) -> bool:
-    """Whether another replica has written a report that came in after this one (written times have milliseconds)."""
+    """Whether another replica has written a report that came in after this one (written times have milliseconds).
+
+    A time far in the future is no other replica's but a clock's that was set back since: it must not silence the job.
+    """
     written = progress.parse_time((before or {}).get("lastUpdateTime"))
-    return written is not None and (written - received).total_seconds() > 0.001
+    return written is not None and 0.001 < (written - received).total_seconds() <= _SKEW
