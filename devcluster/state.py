@@ -22,13 +22,14 @@ CLUSTER_DOMAIN = "cluster.local"
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """What `up` was asked for. `ports` are host ports: they differ from the defaults only on the host's network."""
+    """What `up` was asked for. `host_network`: the control plane listens on 127.0.0.1 itself, nothing forwards."""
 
     name: str
     state: str
     nodes: int = 2
     gpus_per_node: int = 8
     control_plane_only: bool = False
+    host_network: bool = False
     forwards: tuple[str, ...] = ()
     images: dict[str, dict[str, object]] = field(default_factory=dict)
     crds: tuple[str, ...] = ()

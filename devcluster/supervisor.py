@@ -87,13 +87,14 @@ async def _run(spec: state.ClusterSpec, net: network.Network, outside: Outside, 
         stack.push_async_callback(admin.close)
         await forward.serve(outside.api, lambda: (net.host, net.api_port))
         pair = plane.identity("admin-outside", "kubernetes-admin", ("system:masters",))
-        write_kubeconfig(spec.kubeconfig, outside.server, plane.ca.cert_path, pair)
+        server = outside.server if net.private else net.server
+        write_kubeconfig(spec.kubeconfig, server, plane.ca.cert_path, pair)
         waits: list[asyncio.Future[None]] = [stopping]
         if not spec.control_plane_only:
             workload = Workload(plane, admin, masked_proc)
             stack.push_async_callback(workload.stop)
             waits.append(await _start_workload(workload, outside))
-        _announce(spec, outside.server, time.monotonic() - started)
+        _announce(spec, server, time.monotonic() - started)
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for each in done:
             each.result()
@@ -115,8 +116,8 @@ def _start(spec: state.ClusterSpec, lock: IO[str], kept: bool) -> None:
     outside = _outside(spec)
     lock.write(str(os.getpid()))
     lock.flush()
-    net = network.enter()
-    if not net.private:
+    net = network.host_network("") if spec.host_network else network.enter()
+    if not net.private and not spec.host_network:
         _progress(spec, f"no private network: {net.why}; falling back to the host's")
         if not spec.control_plane_only:
             raise DevclusterError(

@@ -29,6 +29,7 @@ from posttrain_operator.execute import Executor
 from posttrain_operator.findings import Findings
 from posttrain_operator.health import Health
 from posttrain_operator.jobview import CacheView
+from posttrain_operator.looplag import measure_lag
 from posttrain_operator.monitoring import Monitoring
 from posttrain_operator.observe import Observer
 from posttrain_operator.recorder import Recorder
@@ -118,7 +119,12 @@ async def _opened(settings: Settings) -> AsyncIterator[Parts]:
 
 def _background(parts: Parts) -> dict[str, Coroutine[Any, Any, None]]:
     """What runs beside the watches from the first moment."""
-    return {"heartbeat": _beat(parts.health), "status server": _keep_status_server(parts), "sweeper": _sweep(parts)}
+    return {
+        "heartbeat": _beat(parts.health),
+        "loop lag": measure_lag(parts.monitoring.loop_lag),
+        "status server": _keep_status_server(parts),
+        "sweeper": _sweep(parts),
+    }
 
 
 async def _beat(health: Health) -> None:

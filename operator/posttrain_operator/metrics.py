@@ -24,6 +24,7 @@ from posttrain_operator.records import JobRecord
 
 _JOB_SECONDS = (60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 3 * 86400, 7 * 86400, 30 * 86400)
 _STARTUP_SECONDS = (5, 15, 30, 60, 120, 300, 600, 1800, 3600)
+_LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 10)
 _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 15)
 _RECONCILE_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 _WATCHED = ("PostTrainingJob", "PyTorchJob", "Pod")
@@ -52,6 +53,8 @@ class OperatorMetrics:
         info.labels(_version(), platform.python_version()).set(1)
         request = ("api_request_duration_seconds", "Requests to the API server, until the answer or its absence")
         self._latency = _histogram(registry, request, _REQUEST_SECONDS, ("method",))
+        lag = ("event_loop_lag_seconds", "How late the event loop wakes up, ten times a second")
+        self.loop_lag = _histogram(registry, lag, _LAG_SECONDS, ()).observe
         problem = ("kind", "problem")
         self._divergence = _counter(registry, "cache_divergence_total", "Objects that no watch has told of", problem)
         for kind, what in itertools.product(_WATCHED, ("lost", "behind")):

@@ -29,6 +29,7 @@ class Monitoring:
         self.api_request = self.metrics.api_request
         self.reported = self.metrics.status_report
         self.diverged = self.metrics.diverged
+        self.loop_lag = self.metrics.loop_lag
 
     def transitioned(self, job: JobFacts, actions: Actions) -> None:
         """After each status write; `job` is as it was before."""

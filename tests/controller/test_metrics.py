@@ -212,6 +212,7 @@ async def test_the_operators_parts_are_wired_to_the_metrics() -> None:
     brake.pull(100)
     monitoring.follow(cache, queue, brake)
     monitoring.diverged("Pod", "lost", 2)
+    monitoring.loop_lag(0.3)
     monitoring.reconciled(0.1, "Conflict")
     monitoring.api_request("GET", 200, 0.1)
     monitoring.reported("accepted")
@@ -221,6 +222,8 @@ async def test_the_operators_parts_are_wired_to_the_metrics() -> None:
     assert 0 <= (value(samples, "queue_oldest_seconds") or 0) < 60
     assert 90 < (value(samples, "brake_seconds") or 0) <= 125
     assert value(samples, "cache_divergence_total", kind="Pod", problem="lost") == 2
+    assert value(samples, "event_loop_lag_seconds_bucket", le="0.2") == 0
+    assert value(samples, "event_loop_lag_seconds_bucket", le="0.5") == 1
     assert value(samples, "cache_divergence_total", kind="PostTrainingJob", problem="behind") == 0
     assert value(samples, "api_request_duration_seconds_count", method="GET") == 1
     assert value(samples, "jobs", job_namespace="team", stage="SFT", state="Running") == 1
