@@ -36,6 +36,7 @@ class Reason(StrEnum):
 
     WAITING_FOR_DEPENDENCY = "WaitingForDependency"
     USER_SUSPENDED = "UserSuspended"
+    GUARD_SUSPENDED = "GuardSuspended"
 
     STORAGE_NOT_FOUND = "StorageNotFound"
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
@@ -63,8 +64,10 @@ class Reason(StrEnum):
     REWARD_ERROR = "RewardError"
     ROLLOUT_ERROR = "RolloutError"
     NON_FINITE = "NonFinite"
+    GUARD_TRIPPED = "GuardTripped"
     CHECKPOINT_INCOMPATIBLE = "CheckpointIncompatible"
     STORAGE_FULL = "StorageFull"
+    STORAGE_READ_ONLY = "StorageReadOnly"
     ACCELERATOR_OUT_OF_MEMORY = "AcceleratorOutOfMemory"
 
     OUT_OF_MEMORY = "OutOfMemory"
@@ -131,8 +134,10 @@ def _table() -> dict[Reason, ReasonInfo]:
         Reason.REWARD_ERROR: 30,
         Reason.ROLLOUT_ERROR: 31,
         Reason.NON_FINITE: 40,
+        Reason.GUARD_TRIPPED: 41,
         Reason.CHECKPOINT_INCOMPATIBLE: 50,
         Reason.STORAGE_FULL: 51,
+        Reason.STORAGE_READ_ONLY: 52,
         Reason.ACCELERATOR_OUT_OF_MEMORY: 60,
     }
     retryable = {
@@ -144,6 +149,8 @@ def _table() -> dict[Reason, ReasonInfo]:
         Reason.NODE_LOST: ReasonInfo(Effect.RESTART, None, Budget.FREE),
         Reason.TRAINER_ERROR: ReasonInfo(Effect.RESTART, 190, Budget.TRAINER_ERROR),
     }
+    # Above 127: below, the training-operator would fail the job before ours can suspend it.
+    suspended[Reason.GUARD_SUSPENDED] = ReasonInfo(Effect.SUSPENDED, 163)
     permanent_infos = {reason: ReasonInfo(Effect.FAILED, code) for reason, code in permanent.items()}
     return {**suspended, **stalled, **failed, **permanent_infos, **retryable}
 

@@ -20,6 +20,10 @@ MAX_TERMINATION_BYTES = 4096
 MAX_LOG_TAIL_BYTES = 2048
 MAX_REPORT_BYTES = 16384
 MAX_METRICS = 32
+MAX_STACKS_BYTES = 16384
+"""Of the stacks of one rank, as they are sent and stored."""
+MAX_WHERE = 256
+"""Characters of the one line that says where a rank is; the first line of its stacks."""
 
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
@@ -170,10 +174,19 @@ def _last_bytes(text: str | None, limit: int) -> str | None:
 Phase = Literal["Preparing", "Waiting", "Loading", "Training", "Evaluating", "Saving", "Exporting", "Done"]
 
 
+class Warned(Model):
+    """What is wrong with the training while it goes on, since which step."""
+
+    reason: Literal["GuardWarned", "SamplerMismatch"]
+    message: str = Field(min_length=1, max_length=512)
+    step: Whole
+
+
 class Report(Model):
     """One progress report of rank 0 (POST on our own path; at most 16 KiB, one in 5 s; a heartbeat every 30 s).
 
-    `last_advance_time` (RFC 3339, UTC) is set by the loop only: a hang is judged on it. The last four fields are sent
+    `idle_seconds`: how long ago the loop got on for the last time, by the sender's own clock; a hang is judged on it.
+    `last_advance_time` (RFC 3339, UTC) says the same for a sender that has only that. The last four fields are sent
     whenever they are known, so that a report lost is no fact lost.
     """
 
@@ -183,7 +196,10 @@ class Report(Model):
     epoch: float | None = Field(default=None, ge=0)
     eta_seconds: Whole | None = None
     slowest_rank: Rank | None = None
+    warning: Warned | None = None
+    """None: nothing is wrong, any more."""
     metrics: dict[str, float] = Field(default_factory=dict, max_length=MAX_METRICS)
+    idle_seconds: float | None = Field(default=None, ge=0)
     last_advance_time: str | None = Field(default=None, max_length=40)
     checkpoint: Checkpoint | None = None
     best: Best | None = None

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from posttrain_api.base import Hashed, Model
+from posttrain_api.guards import GuardsConfig
 from posttrain_api.online import (
     CriticConfig,
     GRPOConfig,
@@ -229,6 +230,7 @@ class TrainerConfig(Hashed):
     critic: CriticConfig | None = None
     """Of PPO."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    guards: GuardsConfig = GuardsConfig()
     checkpoint: CheckpointConfig
     merge_adapter: bool = False
     topology: Topology

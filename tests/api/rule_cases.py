@@ -12,6 +12,7 @@ from typing import Any
 from posttrain_api.deepspeed_keys import OWNED
 from posttrain_api.spec.deepspeed import BLOCKS, FLAGS, refused_paths
 from tests.api.case_kit import BASE, COMMIT, LONGEST, REMOVE, Refused, job
+from tests.api.guard_cases import ACCEPTED_GUARDS, REFUSED_GUARDS, REFUSED_GUARDS_BY_SCHEMA
 from tests.api.online_cases import ACCEPTED_ONLINE, REFUSED_ONLINE, REFUSED_ONLINE_BY_SCHEMA, RL
 
 __all__ = ["ACCEPTED", "BASE", "COMMIT", "REFUSED_BY_RULE", "REFUSED_BY_SCHEMA", "REMOVE", "RL", "UNKNOWN", "job"]
@@ -176,6 +177,7 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
     },
     "null is nothing": {"spec.tuning": None},
     **ACCEPTED_ONLINE,
+    **ACCEPTED_GUARDS,
 }
 
 _SCHEME = "must be a URI of a scheme that works here"
@@ -604,6 +606,7 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
     ),
     Refused("split of a bucket", {"spec.data.train": [{"uri": "s3://bkt/x", "split": "a"}]}, f"{_TRAIN}.split", _HUB),
     *REFUSED_ONLINE,
+    *REFUSED_GUARDS,
 )
 
 REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
@@ -667,6 +670,7 @@ REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
     Refused("list for a map", {"spec.model": ["hf://a/b"]}, "spec.model", "must be"),
     Refused("too many sets", {"spec.data.train": [{"uri": "pvc://a/b"}] * 17}, "spec.data.train", "at most 16"),
     *REFUSED_ONLINE_BY_SCHEMA,
+    *REFUSED_GUARDS_BY_SCHEMA,
 )
 
 UNKNOWN: tuple[Refused, ...] = (
@@ -674,7 +678,7 @@ UNKNOWN: tuple[Refused, ...] = (
     Refused("in metadata", {"metadata.lables": {}}, "metadata.lables", "unknown field"),
     Refused("typo", {"spec.lora.rnak": 3}, "spec.lora.rnak", "unknown field"),
     Refused("dtype", {"spec.model.dtype": "FP32"}, "spec.model.dtype", "unknown field"),
-    Refused("later block", {"spec.guards": {"nonFinite": "Fail"}}, "spec.guards", "unknown field"),
+    Refused("later block", {"spec.tracking": {}}, "spec.tracking", "unknown field"),
     Refused("later evaluation", {**EVAL, "spec.evaluation": {"generate": True}}, "spec.evaluation.generate", "unknown"),
     Refused("snake case", {"spec.data.max_length": 9}, "spec.data.max_length", "unknown field"),
     Refused(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain_api.rules.deepspeed_rules import DEEPSPEED_RULES
+from posttrain_api.rules.guard_rules import GUARD_RULES
 from posttrain_api.rules.online_rules import GRPO_RULES, ONLINE_RULES, PPO_RULES
 from posttrain_api.rules.reward_rules import REWARD_RULES
 from posttrain_api.rules.stage_rules import PREFERENCE_RULES, STAGE_RULES
@@ -202,6 +203,7 @@ SPEC_RULES: tuple[Rule, ...] = (
     *REWARD_RULES,
     *TUNING_RULES,
     *EVALUATION_RULES,
+    *GUARD_RULES,
     *MODEL_RULES,
     *OTHER_RULES,
     *DEEPSPEED_RULES,

@@ -14,6 +14,7 @@ from pydantic import Field
 from posttrain_api.spec.data import Data
 from posttrain_api.spec.deepspeed import DeepSpeed
 from posttrain_api.spec.fields import NAMED, ObjectName, SpecModel, optional, required
+from posttrain_api.spec.guards import Guards
 from posttrain_api.spec.objectives import Preference, PreferenceAlgorithm, RewardModel
 from posttrain_api.spec.online import GRPO, PPO, RLOO, Critic, OnlineAlgorithm, Rollout
 from posttrain_api.spec.references import ModelRef, ReferenceRef
@@ -79,6 +80,10 @@ class JobSpec(SpecModel):
     evaluation: Evaluation | None = optional(
         "When data.eval is evaluated and what is kept as the best", example={"everySteps": 100, "keepBest": True}
     )
+    guards: Guards | None = optional(
+        "Bounds of metrics, and what happens where training leaves them",
+        example={"rules": [{"metric": "kl", "above": 0.5, "forSteps": 3}]},
+    )
     checkpoint: CheckpointPolicy | None = optional(
         "When the state is saved and how it is resumed", example={"everySteps": 200, "keepLast": 3}
     )
@@ -105,6 +110,12 @@ class JobSpec(SpecModel):
         example=[{"name": "NCCL_DEBUG", "value": "WARN"}],
     )
     run_policy: RunPolicy | None = optional("Deadlines and cleaning up", example={"activeDeadlineSeconds": 86400})
+    backend: Literal["Auto", "PyTorchJob", "TrainJob"] | None = optional(
+        "What runs the pods: PyTorchJob of the Kubeflow training-operator v1, or TrainJob of Kubeflow Trainer v2 with "
+        "JobSet. Auto is the platform's choice",
+        default="Auto",
+        example="TrainJob",
+    )
     suspend: bool = Field(
         False,
         description="true at creation: validate and publish the plan, start nothing; later: save, stop, and go on "

@@ -25,6 +25,16 @@ class Metric(Model):
     value: str = required("Latest value, a number in text", example="0.82", max_length=32)
 
 
+class Warned(Model):
+    """What a guard says of a training that goes on."""
+
+    reason: Literal["GuardWarned", "SamplerMismatch"] = required("Why, one word", example="GuardWarned")
+    message: str = required(
+        "The rule, the metric and its value", example="entropy was 0.002, below 0.01", min_length=1, max_length=512
+    )
+    step: int = required("First step in which the rule was broken", unit="steps", example=120, ge=0, le=BIG)
+
+
 class ReportedResolution(Model):
     """What the trainer settled where the plan said Auto."""
 
@@ -63,6 +73,9 @@ class Progress(Model):
     last_update_time: RFC3339 | None = optional("When the last report came", example="2026-01-31T13:00:00Z")
     last_advance_time: RFC3339 | None = optional(
         "When the training loop last got on; a hang is judged on it", example="2026-01-31T13:00:00Z"
+    )
+    warning: Warned | None = optional(
+        "What is wrong with the training; TrainingHealthy is False then", example={"reason": "GuardWarned", "step": 120}
     )
     checkpoint: CheckpointStatus | None = optional("Newest checkpoint that was reported", example={"step": 1000})
     best: BestStatus | None = optional(
