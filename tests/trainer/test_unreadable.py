@@ -61,10 +61,13 @@ def test_a_data_file(folder: Path, name: str) -> None:
 
 def test_a_folder_that_may_not_be_entered(folder: Path) -> None:
     """Not taken for an empty one."""
-    (folder / "inner").mkdir(mode=0o700)
-    write_jsonl(folder / "inner" / "a.jsonl", texts(3))
+    inner = folder / "inner"
+    inner.mkdir()
+    write_jsonl(inner / "a.jsonl", texts(3))
+    inner.chmod(0)  # an ordinary user stays who they are, and may enter what is their own
     with _as_nobody(), pytest.raises(PermissionError):
         list_files(folder, "pvc://data/a")
+    inner.chmod(0o755)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
