@@ -34,7 +34,7 @@ from posttrain_operator.recorder import Recorder
 from posttrain_operator.records import Key
 from posttrain_operator.settings import Settings, Timing
 from posttrain_operator.slim import job_record
-from posttrain_operator.worker import Worker
+from posttrain_operator.worker import Stuck, Worker, look_for_hangs
 from posttrain_operator.workqueue import Backoff, WorkQueue
 
 KEY = Key("ns", "job")
@@ -178,7 +178,7 @@ async def test_a_child_that_is_ours_already_is_taken() -> None:
     rig = Rig(Later(once(AlreadyExists, 409, "POST", "/pytorchjobs")))
     await rig.work()
     # It carries no spec hash of ours: the plan is another one, so it is deleted, which this API server does not do.
-    assert rig.cache.children[KEY].uid in ("old", "made")
+    assert [child.uid in ("old", "made") for child in rig.cache.children(KEY)] == [True]
     assert rig.api.writes("/pytorchjobs") >= 2
 
 
@@ -212,3 +212,86 @@ async def test_an_unexpected_error_ends_nothing() -> None:
 def test_answers_become_types(status: int, body: bytes, kind: type[ApiError]) -> None:
     assert type(error_of(status, body, "3")) is kind
     assert error_of(status, body, "3").retry_after == 3
+
+
+def manifest(version: str, **status: Any) -> Json:
+    metadata = {"name": "job", "namespace": "ns", "uid": "u", "resourceVersion": version, "generation": 1}
+    kind = {"apiVersion": "posttrain.dev/v1alpha1", "kind": "PostTrainingJob"}
+    return {**kind, "metadata": metadata, "spec": SPEC, "status": status}
+
+
+class Newer(Api):
+    """The job has a version that no watch has told of; `present`: whether the job, and whether its kind is there."""
+
+    def __init__(self, job: bool = True, kind: bool = True) -> None:
+        super().__init__()
+        self.job, self.kind = job, kind
+
+    async def request(self, method: str, path: str, *, body: Any = None, **rest: Any) -> Json:
+        if method == "PATCH" and path.endswith("/status") and not (self.job and self.kind):
+            raise NotFound(404, "NotFound", "no such job")
+        if method == "PATCH" and path.endswith("/status") and body["metadata"]["resourceVersion"] == "1":
+            raise Conflict(409, "Conflict", "the object has been modified")
+        if method == "GET" and path.endswith("/posttrainingjobs/job"):
+            return manifest("7") if self.job and self.kind else self._absent()
+        if method == "GET" and path == "/apis/posttrain.dev/v1alpha1":
+            return {"resources": [{"name": "posttrainingjobs"}]} if self.kind else self._absent()
+        if method == "GET" and "pytorchjobs/" in path:
+            return self._absent()
+        return await super().request(method, path, body=body, **rest)
+
+    def _absent(self) -> Json:
+        raise NotFound(404, "NotFound", "absent")
+
+
+async def test_a_watch_that_lags_behind_is_not_waited_for_for_ever() -> None:
+    """Races are lost again and again: the job is read, and what is read is worked on."""
+    rig = Rig(Newer())
+    await rig.work(2)
+    assert rig.status["state"] == "Pending"
+    assert 3 <= rig.counter.errors.count("Conflict") <= 5
+
+
+async def test_a_job_that_is_gone_unseen_is_dropped() -> None:
+    rig = Rig(Newer(job=False))
+    await rig.work(0.6)
+    assert KEY not in rig.cache.jobs
+    assert rig.counter.errors.count("NotFound") <= 3
+
+
+async def test_a_kind_that_is_not_served_for_a_moment_drops_nothing() -> None:
+    """What is taken for deleted never comes back: an API server that has only just started may not know it yet."""
+    rig = Rig(Newer(kind=False))
+    await rig.work(0.6)
+    assert KEY in rig.cache.jobs
+
+
+async def test_idle_workers_feel_the_brake_too() -> None:
+    """They wait for a key, not for the brake, when it is pulled."""
+    rig = Rig(Api())
+    rig.queue.done(await rig.queue.get())
+    task = asyncio.create_task(rig.worker.run())
+    await asyncio.sleep(0.05)
+    rig.worker.brake.pull(30.0)
+    rig.queue.add(KEY)
+    await asyncio.sleep(0.2)
+    assert rig.api.requests == []
+    assert rig.worker.longest() < 0.05
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):  # it was we who ended it
+        await task
+
+
+async def test_a_pass_that_never_ends_ends_the_process() -> None:
+    class Hanging(Api):
+        async def request(self, *_: Any, **__: Any) -> Json:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    rig = Rig(Hanging())
+    task = asyncio.create_task(rig.worker.run())
+    with pytest.raises(Stuck):
+        await look_for_hangs(rig.worker, Timing().scaled(0.0005))
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):  # it was we who ended it
+        await task

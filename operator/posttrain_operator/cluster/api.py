@@ -1,7 +1,8 @@
 """The verbs of the Kubernetes API over plain JSON, and nothing else.
 
 Called by `cluster.Cluster` only. Every request has a timeout; an answer that is not 2xx, no answer, and an answer that
-breaks off become a typed ApiError. Every write passes the gates (`writes`). Plain JSON instead of the client library's models, because these cost five times the CPU per request.
+breaks off become a typed ApiError. Every write passes the gates (`writes`). Plain JSON instead of the client library's
+models, because these cost five times the CPU per request.
 """
 
 from __future__ import annotations

@@ -1,0 +1,118 @@
+"""The comparison of the cache with the cluster: what no watch told is dropped, and a dead watch ends the process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from model_cluster import PLAN
+
+from posttrain_operator.cache import Cache
+from posttrain_operator.cluster import Cluster
+from posttrain_operator.cluster.errors import Unavailable
+from posttrain_operator.cluster.kinds import JOB, PYTORCHJOB
+from posttrain_operator.records import Key
+from posttrain_operator.resync import Diverged, Lists, compare_forever
+from posttrain_operator.settings import Settings, Timing
+from posttrain_operator.slim import child_record, job_record
+from posttrain_operator.workqueue import Backoff, WorkQueue
+
+TIMING = Timing().scaled(0.0001)
+Json = dict[str, Any]
+
+
+def meta(name: str, uid: str, version: str = "1") -> Json:
+    return {"namespace": "ns", "name": name, "uid": uid, "resourceVersion": version}
+
+
+class Api:
+    """Lists what it is told to."""
+
+    def __init__(self) -> None:
+        self.lists: dict[str, list[Json]] = {"posttrainingjobs": [], "pytorchjobs": []}
+        self.away = False
+
+    async def request(self, method: str, path: str, **_: Any) -> Json:
+        if self.away:
+            raise Unavailable(503, "", "away")
+        return {"items": [{"metadata": each} for each in self.lists[path.rpartition("/")[2]]], "metadata": {}}
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.api, self.cache, self.told = Api(), Cache(), list[tuple[str, str, int]]()
+        self.queue: WorkQueue[Key] = WorkQueue(Backoff(1, 1))
+        settings = Settings("sys", PLAN, timing=TIMING)
+        cluster = Cluster(self.api)  # type: ignore[arg-type]
+        self.lists = Lists(cluster, self.cache, settings, (JOB, PYTORCHJOB))
+
+    def put_job(self, name: str, uid: str, version: str = "1", parent: str = "") -> None:
+        spec = {"model": {"fromJob": {"name": parent}}} if parent else {}
+        self.cache.put_job(job_record({"metadata": meta(name, uid, version), "spec": spec}))
+
+    def put_child(self, name: str, uid: str) -> None:
+        self.cache.put_child(child_record({"metadata": meta(name, uid)}))
+
+    async def compare(self, seconds: float = 0.3) -> None:
+        """Compares some three times."""
+        run = compare_forever(self.lists, self.cache, self.queue, TIMING, lambda *each: self.told.append(each))
+        async with asyncio.timeout(seconds):
+            await run
+
+
+async def compared(rig: Rig) -> None:
+    with pytest.raises(TimeoutError):
+        await rig.compare()
+
+
+async def test_a_deletion_that_no_watch_told_is_found() -> None:
+    """The child and the parent are gone: their own job, and the one that waits for the parent, are looked at."""
+    rig = Rig()
+    rig.put_job("job", "j1")
+    rig.put_child("job", "c1")
+    rig.put_job("parent", "p1")
+    rig.put_job("waits", "w1", parent="parent")
+    rig.api.lists["posttrainingjobs"] = [meta("job", "j1"), meta("waits", "w1")]
+    await compared(rig)
+    assert set(rig.cache.jobs) == {Key("ns", "job"), Key("ns", "waits")}
+    assert rig.cache.children == {}
+    looked_at = {await rig.queue.get() for _ in range(len(rig.queue))}
+    assert looked_at == {Key("ns", "job"), Key("ns", "parent"), Key("ns", "waits")}
+    assert ("PyTorchJob", "lost", 1) in rig.told
+    assert ("PostTrainingJob", "lost", 1) in rig.told
+
+
+async def test_a_watch_that_is_a_moment_late_is_no_divergence() -> None:
+    """Gone and deleted, made and told: both while the comparison waits."""
+    rig = Rig()
+    rig.put_job("gone", "g1")
+    rig.api.lists["posttrainingjobs"] = [meta("new", "n1")]
+    comparison = asyncio.create_task(rig.lists.compare(0.2))
+    await asyncio.sleep(0.05)
+    rig.cache.drop_job(Key("ns", "gone"), "g1")
+    rig.put_job("new", "n1")
+    found = await comparison
+    assert found.lost == ()
+    assert not any(found.behind.values())
+
+
+@pytest.mark.parametrize("version", [None, "1"])
+async def test_a_cache_that_stays_behind_ends_the_process(version: str | None) -> None:
+    """An object that was never told, or one whose change was not."""
+    rig = Rig()
+    if version:
+        rig.put_job("job", "j1", version)
+    rig.api.lists["posttrainingjobs"] = [meta("job", "j1", "2")]
+    with pytest.raises(Diverged):
+        await rig.compare(5)
+    assert rig.told.count(("PostTrainingJob", "behind", 1)) == 2
+
+
+async def test_an_api_server_that_is_away_is_no_verdict() -> None:
+    rig = Rig()
+    rig.put_job("job", "j1")
+    rig.api.away = True
+    await compared(rig)
+    assert Key("ns", "job") in rig.cache.jobs
+    assert rig.told == []
