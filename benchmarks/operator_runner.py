@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
+
 from benchmarks import operator_objects as objects
 from benchmarks.operator_access import access
 from benchmarks.operator_objects import Obj
@@ -23,6 +25,7 @@ from devcluster.api import MERGE, ApiError, Client, Informer
 
 AT_ONCE = 32
 _AGAIN = 0.05
+_LATER = frozenset({404, 409, 422, 429, 500, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,11 @@ class Runner:
             del self._working[name]
 
     async def _settle(self, name: str) -> None:
-        """One look at a job. A lost race is looked at again."""
+        """One look at a job. After a lost race, or where the server is too busy, it is looked at again."""
         try:
             await self._look(name)
-        except ApiError as error:
-            if error.code not in (404, 409, 422, 429, 500, 503):
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            if isinstance(error, ApiError) and error.code not in _LATER:
                 raise
             await asyncio.sleep(_AGAIN)
             self._dirty.add(name)
