@@ -83,6 +83,8 @@ BEST_DIR = "best"
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
 ATTEMPT_FILE = "attempt.json"
+COMMITTED_FILE = "committed.json"
+"""The newest checkpoint that was committed, where one was."""
 
 
 def run_path(name: str, uid: str) -> str:

@@ -16,13 +16,13 @@ from posttrain_trainer import engine as engine_module
 from posttrain_trainer import packing as packing_module
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import assemble, course_of
-from posttrain_trainer.checkpoint import State
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.export import Finished, export
 from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.loop import Loop, Parts
 from posttrain_trainer.microbatch import collate
 from posttrain_trainer.prepared import read_manifest
+from posttrain_trainer.state import State
 from posttrain_trainer.tokenset import TokenSet
 
 

@@ -20,18 +20,22 @@ from torch import Tensor, nn
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import engine as engine_module
 from posttrain_trainer import runtime as runtime_module
-from posttrain_trainer.checkpoint import Checkpoints, OnlineState, Place, State, random_state
+from posttrain_trainer.checkpoint import Checkpoints
+from posttrain_trainer.checkpoint_choice import Place
 from posttrain_trainer.checkpoint_facts import facts_of
 from posttrain_trainer.critic_model import build_critic, build_policy
-from posttrain_trainer.engine import AdamSettings, Engine, Trained, adamw
+from posttrain_trainer.engine import Engine, Trained
 from posttrain_trainer.engine_config import EngineSettings
 from posttrain_trainer.export import Finished, export
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.microbatch import MicroBatch, collate
+from posttrain_trainer.optimizers import AdamSettings, adamw
 from posttrain_trainer.prepared import Prepared, read_manifest
+from posttrain_trainer.randomness import random_state
 from posttrain_trainer.reference_models import AdapterOff, said
 from posttrain_trainer.roles import SharedEngine, critic_engine, policy_engine, saved_of
 from posttrain_trainer.runtime import Runtime
+from posttrain_trainer.state import OnlineState, State
 from posttrain_trainer.tokenset import TokenSet, TrainingRow
 
 UPDATES, RATES = 3, (0.05, 0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from trainer_kit import make_config
 
 from posttrain_api.records import DataReport, Resolved
 from posttrain_trainer.checkpoint_facts import Facts, differences, facts_of
+from posttrain_trainer.engine_adopt import Written
 from posttrain_trainer.prepared import Prepared, PreparedAdapter
 
 PREPARED = Prepared(
@@ -56,7 +58,10 @@ def _adapter(digest: str) -> tuple[PreparedAdapter, ...]:
             "critic adapters is 'sha256:1' there and 'sha256:2' here",
         ),
         (PPO, {"critic__shared": True}, "critic.shared is 'False' there and 'True' here"),
-        ({}, {"deepspeed__overrides": {"a": 1}}, "deepspeed.overrides is None there and \"[('a', 1)]\" here"),
+        ({}, {"training__batch_size": 4}, "training.batchSize is 6 there and 4 here"),
+        ({}, {"training__seed": 8}, "training.seed is 7 there and 8 here"),
+        ({}, {"model_digest": "sha256:n"}, "model digest is 'sha256:m' there and 'sha256:n' here"),
+        ({}, {"data_digest": "sha256:e"}, "data digest is 'sha256:d' there and 'sha256:e' here"),
     ],
 )
 def test_every_job_must_agree_on_it(theirs: dict[str, Any], ours: dict[str, Any], said: str) -> None:
@@ -92,11 +97,34 @@ def test_the_objective_may_change_in_a_new_job_only(config: dict[str, Any], chan
     assert differences(there, here, own=False) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "ranks", "said"),
+    [
+        ({}, 2, "world size is 1 there and 2 here"),
+        ({"deepspeed__overrides": {"a": 1}}, 1, "deepspeed.overrides is None there and \"[('a', 1)]\" here"),
+    ],
+)
+def test_how_it_was_cut_may_change_in_a_new_job_only(changes: dict[str, Any], ranks: int, said: str) -> None:
+    there, here = _facts({}), facts_of(make_config(Path("/run"), **changes), PREPARED, ranks)
+    assert differences(there, here, own=True) == [said]
+    assert differences(there, here, own=False) == []
+    assert (there.written, here.written) == (Written(1, 0), Written(ranks, 0))
+
+
+def test_a_checkpoint_that_counted_the_layout_to_the_shape_still_fits() -> None:
+    now = _facts({})
+    before = {"shape": {**now.shape, **now.layout}, "course": now.course}
+    assert Facts.from_wire(before) == now
+    assert Facts.from_wire(json.loads(json.dumps(vars(now)))) == now
+
+
 def test_a_checkpoint_of_an_earlier_release_still_fits() -> None:
     """It does not have the facts of stages that it did not know."""
     now = _facts({})
-    new = ("algorithm", "reference digest", "reference adapters", "model adapters", "deepspeed.overrides")
-    before = Facts({name: value for name, value in now.shape.items() if name not in new}, now.course)
+    new = ("algorithm", "reference digest", "reference adapters", "model adapters")
+    shape = {name: value for name, value in now.shape.items() if name not in new}
+    layout = {name: value for name, value in now.layout.items() if name != "deepspeed.overrides"}
+    before = Facts(shape, layout, now.course)
     assert differences(before, now, own=True) == []
 
 

@@ -109,9 +109,9 @@ def test_fence(tmp_path: Path) -> None:
 def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
     for step in (2, 4, 6, 8):
         _write(tmp_path, step)
-    assert [path.name for path in files.prune(tmp_path, 2, best=2)] == ["step-000004"]
+    assert [path.name for path in files.prune(tmp_path, 2, {2})] == ["step-000004"]
     assert _steps(tmp_path) == [8, 6, 2]
-    files.prune(tmp_path, 2, best=8)  # a newer one is the best: the former goes, and no third is kept
+    files.prune(tmp_path, 2, {8})  # a newer one is the best: the former goes, and no third is kept
     assert _steps(tmp_path) == [8, 6]
 
 

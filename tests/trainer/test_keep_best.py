@@ -18,10 +18,10 @@ from trainer_kit import make_config, make_model, prepare, rows, start_ranks
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Best
 from posttrain_trainer.best import Judge, judge_of
-from posttrain_trainer.checkpoint import State
 from posttrain_trainer.checkpoint_files import committed
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.export import OutputManifest
+from posttrain_trainer.state import State
 
 LESS = Judge("eval_loss", -1.0, "pvc://runs/tiny/u1/best")
 MORE = Judge("eval_accuracy", 1.0, "pvc://runs/tiny/u1/best")

@@ -22,7 +22,6 @@ from posttrain_trainer import head as head_module
 from posttrain_trainer import packing as packing_module
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import assemble, course_of
-from posttrain_trainer.checkpoint import State
 from posttrain_trainer.checkpoint_files import committed, damaged
 from posttrain_trainer.engine import EngineSettings
 from posttrain_trainer.export import Finished, export
@@ -32,6 +31,7 @@ from posttrain_trainer.microbatch import MicroBatch, collate
 from posttrain_trainer.prepared import read_manifest
 from posttrain_trainer.record import failed
 from posttrain_trainer.recorder import Recorder
+from posttrain_trainer.state import State
 from posttrain_trainer.tokenset import Example, TrainingRow
 from posttrain_trainer.worker import Worker, main
 

@@ -17,14 +17,15 @@ from posttrain_trainer.assemble_online import Online
 from posttrain_trainer.assemble_roles import adam, critic_of, engine_of
 from posttrain_trainer.batching import Share
 from posttrain_trainer.best import judge_of
-from posttrain_trainer.checkpoint import Checkpoints, Place
+from posttrain_trainer.checkpoint import Checkpoints
+from posttrain_trainer.checkpoint_choice import Place
 from posttrain_trainer.checkpoint_facts import facts_of
 from posttrain_trainer.critic_model import build_policy
-from posttrain_trainer.engine import MakeOptimizer, adamw
 from posttrain_trainer.fence import Fence, current_attempt
 from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.loop import Course, Parts
 from posttrain_trainer.model import check_unchanged, count
+from posttrain_trainer.optimizers import MakeOptimizer, adamw
 from posttrain_trainer.packing import packs
 from posttrain_trainer.record import ENV_ATTEMPT
 from posttrain_trainer.recorder import Recorder

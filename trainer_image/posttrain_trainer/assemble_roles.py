@@ -8,9 +8,10 @@ from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import algorithms, nf4
 from posttrain_trainer.critic_model import build_critic
 from posttrain_trainer.dropout import without_dropout
-from posttrain_trainer.engine import AdamSettings, Engine, MakeOptimizer, Trained
+from posttrain_trainer.engine import Engine, Trained
 from posttrain_trainer.engine_config import EngineSettings
 from posttrain_trainer.job import Job
+from posttrain_trainer.optimizers import AdamSettings, MakeOptimizer
 from posttrain_trainer.packing import packs
 from posttrain_trainer.roles import SharedEngine, critic_engine, policy_engine
 

@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain_trainer.checkpoint import OnlineState
 from posttrain_trainer.microbatch import MicroBatch, collate, dummy
 from posttrain_trainer.sampler import Sampler
+from posttrain_trainer.state import OnlineState
 from posttrain_trainer.steps import Collected, Visit
 from posttrain_trainer.tokenset import TokenSet, TrainingRow
 

@@ -8,27 +8,35 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import shutil
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from posttrain_api.reasons import Reason
-from posttrain_api.records import Best, Checkpoint
+from posttrain_api.records import Checkpoint
 from posttrain_trainer import checkpoint_files as files
+from posttrain_trainer.checkpoint_choice import Chooser, Place
 from posttrain_trainer.checkpoint_facts import Facts, differences
 from posttrain_trainer.checkpoint_files import Committed, Manifest
-from posttrain_trainer.errors import TrainerFailure, classify
+from posttrain_trainer.engine_adopt import Written
+from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.fence import Fence
-from posttrain_trainer.metrics import finite
+from posttrain_trainer.randomness import restore_random, seed_anew
 from posttrain_trainer.record import utc_now
 from posttrain_trainer.runtime import Runtime
+from posttrain_trainer.signs import growing
+from posttrain_trainer.state import State
+from posttrain_trainer.storage import has_room, storage_failure
 
 STATE = "trainer.json"
+_OTHERWISE = (
+    "Start a new job with the checkpoint's values, or without it (checkpoint.resume: Never, no checkpoint.from)."
+)
+_ELASTIC = "Another number of processes or ZeRO stage goes on in a new job, whose checkpoint.from names this one."
 log = logging.getLogger(__name__)
 
 
@@ -41,89 +49,54 @@ class Saved(Protocol):
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote; all ranks call it. TrainerFailure(CheckpointIncompatible)."""
 
-
-@dataclass(frozen=True)
-class OnlineState:
-    """What stage RL carries from step to step. `cursor`: prompts that were taken so far, those of refills too;
-    `kl_coefficient`: PPO's, which adapts."""
-
-    cursor: int
-    kl_coefficient: float
-
-
-@dataclass(frozen=True)
-class State:
-    """What the loop counts. `metrics`: the last step's, for the success record of a job that only has to export;
-    `best`: the best evaluation so far, whose checkpoint is kept; `online`: of stage RL."""
-
-    step: int = 0
-    tokens: int = 0
-    metrics: dict[str, float] | None = None
-    best: Best | None = None
-    online: OnlineState | None = None
-
-    def to_wire(self) -> dict[str, Any]:
-        """Plain JSON. A metric that is no number is left out: an evaluation that gave one is repeated on resume."""
-        metrics = None if self.metrics is None else finite(self.metrics)
-        best = None if self.best is None else self.best.to_wire()
-        online = None if self.online is None else vars(self.online)
-        return {"step": self.step, "tokens": self.tokens, "metrics": metrics, "best": best, "online": online}
-
-    @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> State:
-        """What `to_wire` gave, of a release without `best` or `online` too."""
-        best, online = wire.get("best"), wire.get("online")
-        objects = {
-            "best": None if best is None else Best.model_validate(best),
-            "online": None if online is None else OnlineState(**online),
-        }
-        return cls(**{**wire, **objects})
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where checkpoints are. `uri`: the run's, as the outside names it; `start_from`: folder of another job's."""
-
-    run_dir: Path
-    uri: str
-    keep: int
-    resume: bool
-    start_from: Path | None = None
-
-    @property
-    def root(self) -> Path:
-        """The folder of checkpoint folders."""
-        return self.run_dir / "checkpoints"
+    def adopt(self, folder: Path, written: Written) -> None:
+        """Reads what `save` wrote on another number of ranks or at another ZeRO stage; all ranks call it."""
 
 
 class Checkpoints:
-    """The checkpoints of one run. `last`: the newest that this attempt resumed from or committed."""
+    """The checkpoints of one run. `last`: the newest that this attempt resumed from or committed; `refused`: why newer
+    ones than it were not resumed from."""
 
     def __init__(self, place: Place, runtime: Runtime, facts: Facts, fence: Fence) -> None:
         self.last: Checkpoint | None = None
+        self.refused: tuple[str, ...] = ()
         self.fence = fence
         self._place = place
         self._runtime = runtime
         self._facts = facts
+        self._chooser = Chooser(place, runtime)
 
     def resume(self, saved: Saved) -> State:
         """Loads the newest whole checkpoint; State() for a fresh start. TrainerFailure(CheckpointIncompatible)."""
         self._prepare_root()
-        chosen = self._choose()
-        if chosen is None:
+        choice = self._chooser.choose()
+        self.refused = choice.refused
+        if choice.chosen is None:
             return State()
-        own = chosen.folder.parent == self._place.root
-        state = self._with_its_best(self._check(chosen, own))
-        saved.load(chosen.folder)
-        restore_random(torch.load(chosen.folder / _random_name(self._runtime.rank), weights_only=True))
+        chosen, own = choice.chosen, choice.chosen.folder.parent == self._place.root
+        facts, state = self._check(chosen, own)
+        state = self._with_its_best(state)
+        self._load(saved, chosen.folder, facts, state.step)
         log.info("resumed from %s at step %d", chosen.folder, state.step)
         if own:
             self.last = self._describe(chosen)
         return state
 
+    def _load(self, saved: Saved, folder: Path, facts: Facts, step: int) -> None:
+        """As it was written, to the bit, where the files are cut as this job's; else by the parameters' names."""
+        if facts.layout == self._facts.layout:
+            saved.load(folder)
+        else:
+            log.info("%s was written by %s: its state is taken over by name", folder, facts.written)
+            saved.adopt(folder, facts.written)
+        if facts.written.ranks == self._runtime.ranks:
+            restore_random(torch.load(folder / _random_name(self._runtime.rank), weights_only=True))
+        else:
+            seed_anew(self._facts.seed, step, self._runtime.rank)
+
     def load(self, saved: Saved, step: int) -> None:
         """The weights of an own checkpoint. TrainerFailure(CheckpointIncompatible) where it is not whole."""
-        problem = self._problem(step)
+        problem = self._chooser.problem(step)
         if problem is not None:
             raise TrainerFailure(
                 Reason.CHECKPOINT_INCOMPATIBLE,
@@ -133,21 +106,41 @@ class Checkpoints:
         saved.load(files.folder_of(self._place.root, step))
 
     def save(self, saved: Saved, state: State, random_state: dict[str, Any]) -> Checkpoint:
-        """Commits a checkpoint of `state` and removes the oldest. TrainerFailure(StorageFull) leaves the older ones
-        whole."""
+        """Commits a checkpoint of `state` and removes the oldest. TrainerFailure(StorageFull,
+        StorageReadOnly) leaves the older ones whole."""
         temporary = files.temporary_of(self._place.root, state.step, self.fence.attempt)
         try:
-            committed = self._write(temporary, saved, state, random_state)
+            self._make_room(state)
+            with growing(temporary) if self._runtime.first else nullcontext():
+                committed = self._write(temporary, saved, state, random_state)
         except Exception as error:
-            full = _storage_full(error, self._place.root)
+            failure = storage_failure(error, self._place.root)
             shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
-            if full is not None:
-                raise full from error
+            if failure is not None:
+                raise failure from error
             raise
         # Rank 0 tells the others: a rename on a network file system may show late on another node.
         last: Checkpoint = self._runtime.control.gather(self._describe(committed) if committed else None)[0]
         self.last = last
         return last
+
+    def uri_of(self, step: int) -> str:
+        """Of an own checkpoint, as the outside names it."""
+        return f"{self._place.uri.rstrip('/')}/checkpoints/{files.folder_of(self._place.root, step).name}"
+
+    def _make_room(self, state: State) -> None:
+        """Where another one does not fit, the oldest go before it is written instead of after: never the newest, which
+        must be whole, nor those that are spared."""
+        newest, root = self._chooser.newest(), self._place.root
+        if newest is None or not self._runtime.control.any(self._runtime.first and not has_room(root, newest)):
+            return
+        problem = self._chooser.damage(newest)
+        if problem is not None:
+            log.warning("the storage is nearly full, but nothing is removed: the newest is damaged: %s", problem)
+        elif self._runtime.first:
+            self.fence.check()
+            removed = [folder.name for folder in files.prune(root, 1, state.spared)]
+            log.warning("%s: no room for another checkpoint; removed before it is written: %s", root, removed or "none")
 
     def _write(self, temporary: Path, saved: Saved, state: State, random_state: dict[str, Any]) -> Committed | None:
         """The committed checkpoint on rank 0, None on the others."""
@@ -171,7 +164,8 @@ class Checkpoints:
         final = files.folder_of(self._place.root, state.step)
         self.fence.check()
         files.commit(temporary, final, manifest)
-        files.prune(self._place.root, self._place.keep, None if state.best is None else state.best.step)
+        files.prune(self._place.root, self._place.keep, state.spared)
+        files.replace_json(self._place.record, {"step": state.step, "folder": final.name, "time": manifest.time})
         return Committed(final, manifest)
 
     def _prepare_root(self) -> None:
@@ -181,119 +175,36 @@ class Checkpoints:
             files.remove_unfinished(self._place.root)
         self._runtime.control.barrier()
 
-    def _choose(self) -> Committed | None:
-        """The newest whole one among the job's own, else among `start_from`'s. All ranks look at rank 0's list."""
-        candidates: list[Committed] = self._runtime.control.gather(self._candidates())[0]
-        problems = []
-        for candidate in candidates:
-            problem = self._damage(candidate)
-            if problem is None:
-                return candidate
-            log.warning("checkpoint not usable: %s", problem)
-            problems.append(problem)
-        if not problems:
-            return None
-        raise TrainerFailure(
-            Reason.CHECKPOINT_INCOMPATIBLE,
-            f"No checkpoint is whole: {'; '.join(problems)}. Restore the files, "
-            "or run the job anew under another name.",
-        )
-
-    def _candidates(self) -> list[Committed]:
-        own = files.committed(self._place.root) if self._place.resume else []
-        folder = self._place.start_from
-        if own or folder is None:
-            return own
-        single = files.read_committed(folder)
-        other = [single] if single is not None else files.committed(folder)
-        if not other:
-            raise TrainerFailure(
-                Reason.CHECKPOINT_INCOMPATIBLE,
-                f"spec.checkpoint.from: {folder} holds no committed checkpoint (a folder with {files.MANIFEST}). "
-                "Give the URI that status.checkpoints.last of the other job shows.",
-            )
-        return other
-
-    def _damage(self, candidate: Committed) -> str | None:
-        names = sorted(candidate.manifest.files)[self._runtime.rank :: self._runtime.ranks]
-        found: list[str | None] = self._runtime.control.gather(files.damaged(candidate, names))
-        return next((problem for problem in found if problem is not None), None)
-
-    def _check(self, chosen: Committed, own: bool) -> State:
+    def _check(self, chosen: Committed, own: bool) -> tuple[Facts, State]:
         document = json.loads((chosen.folder / STATE).read_text())
-        unlike = differences(Facts(**document["facts"]), self._facts, own)
+        facts = Facts.from_wire(document["facts"])
+        unlike = differences(facts, self._facts, own)
         if unlike:
+            way = _ELASTIC if own and facts.layout != self._facts.layout else _OTHERWISE
             raise TrainerFailure(
-                Reason.CHECKPOINT_INCOMPATIBLE,
-                f"{chosen.folder} does not fit this job: {'; '.join(unlike)}. Start a new job with the checkpoint's "
-                "values, or without it (checkpoint.resume: Never, no checkpoint.from).",
+                Reason.CHECKPOINT_INCOMPATIBLE, f"{chosen.folder} does not fit this job: {'; '.join(unlike)}. {way}"
             )
         state = State.from_wire(document["state"])
-        return state if own else replace(state, metrics=None, best=None)
+        return facts, state if own else state.elsewhere()
 
     def _with_its_best(self, state: State) -> State:
         """The state of a checkpoint that was fallen back to may name a best one that a later best has ousted."""
         if state.best is None or state.best.step == state.step:
             return state
-        problem = self._problem(state.best.step)
+        problem = self._chooser.problem(state.best.step)
         if problem is None:
             return state
         log.warning("the best checkpoint so far is lost, the best from here on will be kept: %s", problem)
         return replace(state, best=None)
 
-    def _problem(self, step: int) -> str | None:
-        """Why an own checkpoint cannot be used, as all ranks together see it; None where it is whole."""
-        folder = files.folder_of(self._place.root, step)
-        entry: Committed | None = self._runtime.control.gather(files.read_committed(folder))[0]
-        return f"{folder}: it is not committed" if entry is None else self._damage(entry)
-
     def _describe(self, entry: Committed) -> Checkpoint:
         return Checkpoint(
             step=entry.manifest.step,
             time=entry.manifest.time,
-            uri=f"{self._place.uri.rstrip('/')}/checkpoints/{entry.folder.name}",
+            uri=self.uri_of(entry.manifest.step),
             size_bytes=entry.size_bytes,
             digest=entry.digest,
         )
-
-
-_TORCH_WRITE_ERRORS = ("inline_container", "iostream error")
-
-
-def _storage_full(error: Exception, root: Path) -> TrainerFailure | None:
-    """The failure where `error` is of a full storage; torch.save hides the error number and names its own source
-    file, or, where the file system fails while the file is closed, only the stream."""
-    hidden = isinstance(error, RuntimeError) and any(part in str(error) for part in _TORCH_WRITE_ERRORS)
-    if not hidden and classify(error)[0] is not Reason.STORAGE_FULL:
-        return None
-    free = shutil.disk_usage(root).free
-    return TrainerFailure(
-        Reason.STORAGE_FULL,
-        f"{root}: the checkpoint could not be written, {free:,} bytes were free then ({error}). The older checkpoints "
-        "are whole. Enlarge or empty the claim, or lower checkpoint.keepLast, then run the job anew.",
-    )
-
-
-def random_state() -> dict[str, Any]:
-    """Every generator of this process, in types that torch.load(weights_only=True) takes."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "python": random.getstate(),
-        "numpy": (str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(gauss)),
-    }
-
-
-def restore_random(state: dict[str, Any]) -> None:
-    """Sets every generator of this process."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, gauss))
 
 
 def _random_name(rank: int) -> str:

@@ -10,18 +10,39 @@ from dataclasses import dataclass, fields
 from posttrain_api.base import canonical_json
 from posttrain_api.online import CriticConfig
 from posttrain_api.trainer import TrainerConfig
+from posttrain_trainer.engine_adopt import Written
 from posttrain_trainer.prepared import Prepared
 
 Scalar = str | int | float | None
+WORLD_SIZE, ZERO_STAGE, OVERRIDES = "world size", "deepspeed.zeroStage", "deepspeed.overrides"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """`shape`: what the files themselves depend on, needed by every resume. `course`: what the rest of the training
-    depends on; a job that starts from another's checkpoint may set it anew."""
+    """`shape`: what the state itself depends on, needed by every resume. `layout`: how DeepSpeed has cut it into files;
+    a job that starts from another's checkpoint may cut it anew. `course`: what the rest of the training depends on; such
+    a job may set it anew."""
 
     shape: dict[str, Scalar]
+    layout: dict[str, Scalar]
     course: dict[str, Scalar]
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, dict[str, Scalar]]) -> Facts:
+        """What a checkpoint says, of a release too that counted the layout to the shape."""
+        shape, layout = dict(wire["shape"]), dict(wire.get("layout") or {})
+        layout |= {name: shape.pop(name) for name in (WORLD_SIZE, ZERO_STAGE, OVERRIDES) if name in shape}
+        return cls(shape, layout, wire["course"])
+
+    @property
+    def seed(self) -> int:
+        """training.seed."""
+        return int(self.shape["training.seed"] or 0)
+
+    @property
+    def written(self) -> Written:
+        """Who wrote it."""
+        return Written(ranks=int(self.layout[WORLD_SIZE] or 1), zero_stage=int(self.layout[ZERO_STAGE] or 0))
 
 
 def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
@@ -29,8 +50,6 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
     training, resolved = config.training, prepared.resolved
     lora = config.lora.to_wire() if config.lora is not None and config.tuning == "LoRA" else {}
     shape: dict[str, Scalar] = {
-        "world size": ranks,
-        "deepspeed.zeroStage": resolved.zero_stage,
         "model digest": prepared.model_digest,
         "model adapters": ", ".join(adapter.digest for adapter in prepared.adapters) or None,
         "data digest": prepared.data_digest,
@@ -45,7 +64,11 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
         "training.batchSize": training.batch_size,
         "training.seed": training.seed,
         "training.precision": resolved.precision,
-        "deepspeed.overrides": str(sorted(config.deepspeed.overrides.items())) if config.deepspeed.overrides else None,
+    }
+    layout: dict[str, Scalar] = {
+        WORLD_SIZE: ranks,
+        ZERO_STAGE: resolved.zero_stage,
+        OVERRIDES: str(sorted(config.deepspeed.overrides.items())) if config.deepspeed.overrides else None,
     }
     course: dict[str, Scalar] = {
         "training.learningRate": training.learning_rate,
@@ -59,7 +82,7 @@ def facts_of(config: TrainerConfig, prepared: Prepared, ranks: int) -> Facts:
         "training.maxGradNorm": training.max_grad_norm,
         **_objective(config),
     }
-    return Facts(shape, course)
+    return Facts(shape, layout, course)
 
 
 def _critic(config: TrainerConfig, prepared: Prepared) -> dict[str, Scalar]:
@@ -107,7 +130,7 @@ def _online(config: TrainerConfig) -> dict[str, Scalar]:
 def differences(checkpoint: Facts, job: Facts, own: bool) -> list[str]:
     """Each difference with both values; `own`: the checkpoint is of this very job, whose course cannot have changed."""
     found = []
-    for field in fields(Facts)[: 2 if own else 1]:
+    for field in fields(Facts)[: 3 if own else 1]:
         theirs, ours = getattr(checkpoint, field.name), getattr(job, field.name)
         names = sorted(set(theirs) | set(ours))
         found += [

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,11 +128,11 @@ def commit(temporary: Path, final: Path, manifest: Manifest) -> None:
         shutil.rmtree(old)
 
 
-def prune(root: Path, keep: int, best: int | None = None) -> list[Path]:
-    """Removes all but the last `keep` by the order in which they were committed, and that of step `best`; call it
-    after a commit, never before."""
+def prune(root: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
+    """Removes all but the last `keep` by the order in which they were committed, and those of the steps `spared`; call
+    it after a commit, never before."""
     ordered = sorted(committed(root), key=lambda entry: (entry.manifest.attempt, entry.manifest.step))
-    old = [entry for entry in ordered[:-keep] if entry.manifest.step != best]
+    old = [entry for entry in ordered[:-keep] if entry.manifest.step not in spared]
     for entry in old:
         (entry.folder / MANIFEST).unlink()  # first: a folder that is half removed must not look committed
         shutil.rmtree(entry.folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,24 +21,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from posttrain_api.reasons import Reason
+from posttrain_trainer.engine_adopt import Adopter, Written
 from posttrain_trainer.engine_config import EngineSettings, deepspeed_config
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.grad_norms import RoleNorms
 from posttrain_trainer.microbatch import MicroBatch
+from posttrain_trainer.optimizers import names_by_group
 
 PERSISTENCE_THRESHOLD = 100_000
 """Elements: ZeRO-3 keeps smaller tensors whole. Tests set 0, so that tiny tensors are sharded as large ones are."""
-UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.4}}
-"""Without it ZeRO-1 and 2 checkpoints cannot be converted to another world size later."""
-
-
-@dataclass(frozen=True)
-class AdamSettings:
-    """AdamW (Loshchilov, Hutter 2019); its decay comes with the parameter groups."""
-
-    beta1: float
-    beta2: float
-    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -84,28 +75,6 @@ class Trained(Protocol):
         """Dropout on or off."""
 
 
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-
-
-def adamw(settings: AdamSettings) -> MakeOptimizer:
-    """Makes torch's AdamW; the loop sets the rate before each step."""
-
-    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
-
-    return make
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with decay; vectors (norms, biases) without. No group is empty."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 class Engine:
     """One model with its optimizer, sharded by ZeRO over all ranks."""
 
@@ -114,6 +83,7 @@ class Engine:
         self.settings = settings
         self._optimizer = optimizer
         self._norm = math.nan
+        self._groups = names_by_group(model, optimizer)
         self._engine = _initialize(model, optimizer, settings)
         self._norms = RoleNorms(optimizer)  # before the hook below, which clips
         if settings.zero_stage == 0:
@@ -171,13 +141,13 @@ class Engine:
         self._engine.save_checkpoint(
             str(folder),
             self.settings.tag,
-            client_state=dict(UNIVERSAL),
             save_latest=False,
             exclude_frozen_parameters=self.settings.adapter,
         )
 
     def load(self, folder: Path) -> None:
         """What `save` wrote, at the same world size and stage. TrainerFailure where DeepSpeed finds nothing."""
+        ours = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(
             str(folder), self.settings.tag, load_module_strict=not self.settings.adapter
         )
@@ -186,6 +156,14 @@ class Engine:
                 Reason.CHECKPOINT_INCOMPATIBLE,
                 f"{folder}: it holds no DeepSpeed state ({self.settings.tag}). Resume from another checkpoint.",
             )
+        for group, own in zip(self._optimizer.param_groups, ours, strict=True):
+            group.update(own)  # betas, epsilon and decay are the job's, not the checkpoint's
+
+    def adopt(self, folder: Path, written: Written) -> None:
+        """What `save` wrote on another number of ranks or at another stage. TrainerFailure where parameters differ."""
+        ranks = torch.distributed.get_world_size()
+        adopter = Adopter(self._engine, self._groups, torch.distributed.get_rank(), ranks)
+        adopter.adopt(folder / self.settings.tag, written)
 
     def weights(self) -> dict[str, Tensor] | None:
         """The learning weights by name, whole, on the CPU: on rank 0 only. All ranks call it.

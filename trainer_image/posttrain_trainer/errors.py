@@ -17,14 +17,14 @@ from posttrain_api.reasons import Reason
 
 MAX_MESSAGE = 1000
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_TEXT = (
     "No space left on device",
     "Disk quota exceeded",
-    "Read-only file system",
     "PytorchStreamWriter failed writing",
 )
 """What libraries that swallow the error number (torch.save, safetensors, pyarrow) say."""
+_READ_ONLY_TEXT = "Read-only file system"
 _PEER_TYPES = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError", "DistQueueEmptyError"})
 _PEER_TEXT = (
     "Connection reset by peer",
@@ -105,6 +105,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _by_type(error: BaseException) -> Reason | None:
     text = str(error)
+    if (isinstance(error, OSError) and error.errno == errno.EROFS) or _READ_ONLY_TEXT in text:
+        return Reason.STORAGE_READ_ONLY
     if (isinstance(error, OSError) and error.errno in _FULL) or any(part in text for part in _FULL_TEXT):
         return Reason.STORAGE_FULL
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -118,11 +120,17 @@ def _by_type(error: BaseException) -> Reason | None:
 
 def _message(reason: Reason, error: BaseException) -> str:
     if reason is Reason.STORAGE_FULL:
-        where = getattr(error, "filename", None)
-        place = printable(f"{where}: ") if where else ""
-        advice = "storage cannot be written. Enlarge or empty the claim or lower checkpoint.keepLast, then run it anew."
-        return f"{place}{advice} {describe(error)}"[:MAX_MESSAGE]
+        advice = "the storage is full. Enlarge or empty the claim or lower checkpoint.keepLast, then run it anew."
+        return f"{_where(error)}{advice} {describe(error)}"[:MAX_MESSAGE]
+    if reason is Reason.STORAGE_READ_ONLY:
+        advice = "the volume is mounted read-only. Have it repaired or mounted to be written, then run the job anew."
+        return f"{_where(error)}{advice} {describe(error)}"[:MAX_MESSAGE]
     if reason is Reason.ACCELERATOR_OUT_OF_MEMORY:
         advice = "lower training.tokensPerMicroBatch or data.maxLength, or raise deepspeed.zeroStage."
         return f"The accelerator's memory was not enough: {advice} {describe(error)}"[:MAX_MESSAGE]
     return f"The connection to another rank broke. {describe(error)}"[:MAX_MESSAGE]
+
+
+def _where(error: BaseException) -> str:
+    where = getattr(error, "filename", None)
+    return printable(f"{where}: ") if where else ""

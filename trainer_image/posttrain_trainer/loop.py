@@ -14,17 +14,19 @@ from typing import Any
 
 from posttrain_trainer.algorithms.base import Algorithm
 from posttrain_trainer.best import Judge
-from posttrain_trainer.checkpoint import Checkpoints, Saved, State, random_state
+from posttrain_trainer.checkpoint import Checkpoints, Saved
 from posttrain_trainer.engine import Engine
 from posttrain_trainer.evaluate import Evaluation
 from posttrain_trainer.learner import Learner
 from posttrain_trainer.metrics import Metrics, Phases, memory_bytes
 from posttrain_trainer.objective import StartLoss
+from posttrain_trainer.randomness import random_state
 from posttrain_trainer.recorder import Recorder
 from posttrain_trainer.reference import Reference
 from posttrain_trainer.roles import saved_of
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.schedule import Schedule
+from posttrain_trainer.state import State
 from posttrain_trainer.steps import Collected, Source, Visit
 from posttrain_trainer.update import Updated, Updater
 

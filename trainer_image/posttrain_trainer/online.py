@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from posttrain_trainer.advantages import ADVANTAGE
 from posttrain_trainer.algorithms.base import OnlineAlgorithm
 from posttrain_trainer.batching import micros_of
-from posttrain_trainer.checkpoint import OnlineState
 from posttrain_trainer.drawing import Drawn
 from posttrain_trainer.experience import OLD, REFERENCE, VALUE, Experience
 from posttrain_trainer.groups import Groups
@@ -25,6 +24,7 @@ from posttrain_trainer.metrics import Metrics, Phases
 from posttrain_trainer.microbatch import MicroBatch
 from posttrain_trainer.rollout.base import seed_of
 from posttrain_trainer.rollout_metrics import metrics_of, sampling_difference
+from posttrain_trainer.state import OnlineState
 from posttrain_trainer.steps import Collected, Visit
 from posttrain_trainer.token_scores import Score, TokenScores
 

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from posttrain_trainer.checkpoint import Saved
-from posttrain_trainer.engine import Engine, MakeOptimizer, StepInfo, Trained, parameter_groups
+from posttrain_trainer.engine import Engine, StepInfo, Trained
+from posttrain_trainer.engine_adopt import Written
 from posttrain_trainer.engine_config import EngineSettings
 from posttrain_trainer.grad_norms import ROLE
 from posttrain_trainer.lora import POLICY
 from posttrain_trainer.microbatch import MicroBatch
+from posttrain_trainer.optimizers import MakeOptimizer, parameter_groups
 from posttrain_trainer.value_model import CRITIC, SharedModel
 
 CRITIC_TAG = "ds-critic"
@@ -146,6 +148,11 @@ class Together:
         """What `save` wrote."""
         for engine in self.engines:
             engine.load(folder)
+
+    def adopt(self, folder: Path, written: Written) -> None:
+        """What `save` wrote on other ranks."""
+        for engine in self.engines:
+            engine.adopt(folder, written)
 
 
 def saved_of(engine: Engine, critic: Trained | None) -> Saved:

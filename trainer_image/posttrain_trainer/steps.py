@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from posttrain_trainer.checkpoint import OnlineState
 from posttrain_trainer.metrics import Phases
 from posttrain_trainer.microbatch import MicroBatch
+from posttrain_trainer.state import OnlineState
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,145 @@
+"""Which checkpoint a job goes on with: the newest whole one, and never none where one was committed once.
+
+Used by checkpoint.py. All ranks ask together and get one answer: rank 0 lists, each rank reads its share of the files.
+What is refused on the way is said, in the log and to the outside, because somebody should look at that storage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain_api.names import CHECKPOINTS_DIR, COMMITTED_FILE
+from posttrain_api.reasons import Reason
+from posttrain_trainer import checkpoint_files as files
+from posttrain_trainer.checkpoint_files import Committed
+from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where checkpoints are. `uri`: the run's, as the outside names it; `start_from`: folder of another job's."""
+
+    run_dir: Path
+    uri: str
+    keep: int
+    resume: bool
+    start_from: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder of checkpoint folders."""
+        return self.run_dir / CHECKPOINTS_DIR
+
+    @property
+    def record(self) -> Path:
+        """What was committed last; outside the folder, so that it tells of one that was removed."""
+        return self.run_dir / COMMITTED_FILE
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is resumed (None: nothing was ever committed), and why newer ones were not."""
+
+    chosen: Committed | None
+    refused: tuple[str, ...] = ()
+
+
+class Chooser:
+    """Looks at the checkpoints of a place. All ranks call every method together."""
+
+    def __init__(self, place: Place, runtime: Runtime) -> None:
+        self._place, self._control = place, runtime.control
+        self._rank, self._ranks = runtime.rank, runtime.ranks
+
+    def choose(self) -> Choice:
+        """The newest whole one among the job's own, else among `start_from`'s. TrainerFailure(CheckpointIncompatible)
+        where there were some and none is whole."""
+        # Rank 0's list counts, whatever another node sees of the storage; and where there is none, all of them end.
+        candidates, failure = self._control.gather(self._listed())[0]
+        if failure is not None:
+            raise TrainerFailure(Reason.CHECKPOINT_INCOMPATIBLE, failure)
+        refused: list[str] = []
+        for candidate in candidates:
+            problem = self.damage(candidate)
+            if problem is None:
+                return Choice(candidate, tuple(refused))
+            log.warning("checkpoint not usable: %s", problem)
+            refused.append(problem)
+        if refused:
+            raise TrainerFailure(
+                Reason.CHECKPOINT_INCOMPATIBLE,
+                f"No checkpoint is whole: {'; '.join(refused)}. Restore the files, "
+                "or run the job anew under another name.",
+            )
+        return Choice(None)
+
+    def damage(self, candidate: Committed) -> str | None:
+        """The first damage of its files, as all ranks together find it."""
+        names = sorted(candidate.manifest.files)[self._rank :: self._ranks]
+        found: list[str | None] = self._control.gather(files.damaged(candidate, names))
+        return next((problem for problem in found if problem is not None), None)
+
+    def problem(self, step: int) -> str | None:
+        """Why the job's own checkpoint of a step cannot be used; None where it is whole."""
+        folder = files.folder_of(self._place.root, step)
+        entry: Committed | None = self._control.gather(files.read_committed(folder))[0]
+        return f"{folder}: it is not committed" if entry is None else self.damage(entry)
+
+    def newest(self) -> Committed | None:
+        """The job's own newest committed one, whole or not."""
+        own = files.committed(self._place.root) if self._rank == 0 else []
+        newest: Committed | None = self._control.gather(own[0] if own else None)[0]
+        return newest
+
+    def _listed(self) -> tuple[list[Committed], str | None]:
+        if self._rank != 0:
+            return [], None
+        try:
+            return self._candidates(), None
+        except TrainerFailure as failure:
+            return [], failure.message
+
+    def _candidates(self) -> list[Committed]:
+        own = files.committed(self._place.root) if self._place.resume else []
+        if own:
+            return own
+        if self._place.resume:
+            self._none_lost()
+        return self._others() if self._place.start_from is not None else []
+
+    def _none_lost(self) -> None:
+        """Steps that were reported as saved are not done again in silence."""
+        step = committed_step(self._place.record)
+        if step is not None:
+            raise TrainerFailure(
+                Reason.CHECKPOINT_INCOMPATIBLE,
+                f"{self._place.root}: step {step} was committed there, and no checkpoint is left that has its "
+                f"{files.MANIFEST}. Restore the folder; or, to begin anew, run the job under another name.",
+            )
+
+    def _others(self) -> list[Committed]:
+        folder = self._place.start_from
+        assert folder is not None
+        single = files.read_committed(folder)
+        other = [single] if single is not None else files.committed(folder)
+        if not other:
+            raise TrainerFailure(
+                Reason.CHECKPOINT_INCOMPATIBLE,
+                f"spec.checkpoint.from: {folder} holds no committed checkpoint (a folder with {files.MANIFEST}). "
+                "Give the URI that status.checkpoints.last of the other job shows.",
+            )
+        return other
+
+
+def committed_step(record: Path) -> int | None:
+    """The step of the newest commit that was recorded; None where there is no record."""
+    try:
+        return int(json.loads(record.read_text())["step"])
+    except FileNotFoundError:
+        return None
