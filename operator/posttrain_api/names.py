@@ -54,6 +54,10 @@ TERMINATION_LOG = "/dev/termination-log"
 
 STATUS_AUDIENCE = "posttrain.dev/status"
 STATUS_PATH = "/apis/posttrain.dev/v1alpha1/namespaces/{namespace}/posttrainingjobs/{name}/report"
+STATUS_HEARTBEAT = "heartbeat"
+"""Beside `report`: every other pod's sign of life, answered with the operator's wishes."""
+STATUS_STACKS = "stacks"
+"""Beside `report`: `stacks/<rank>` takes a rank's stacks as text."""
 KUBEFLOW_STATUS_PATH = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs/{name}/status"
 
 # Environment of a trainer pod. PET_* and MASTER_* come from the training-operator (or from `posttrain run`).
@@ -63,8 +67,14 @@ ENV_ALLOW_CPU = "POSTTRAIN_ALLOW_CPU"
 """"true": a job that asked for GPUs may run on the CPU (gloo, fp32). Without it the trainer refuses."""
 ENV_POD_NAME = "POSTTRAIN_POD_NAME"
 ENV_NODE_NAME = "POSTTRAIN_NODE_NAME"
+ENV_NODE_RANK_OFFSET = "POSTTRAIN_NODE_RANK_OFFSET"
+"""Added to PET_NODE_RANK, where the pods after the first count from 0 too (backend TrainJob)."""
 ENV_TERMINATION_LOG = "POSTTRAIN_TERMINATION_LOG"
 ENV_METRICS_PORT = "POSTTRAIN_METRICS_PORT"
+STALL_SECONDS = 1800
+"""Built-in runPolicy.stallSeconds: a job that has not got on for so long hangs."""
+ENV_STALL_SECONDS = "POSTTRAIN_STALL_SECONDS"
+"""runPolicy.stallSeconds when the pod was planned. Not in the TrainerConfig: it may be edited while the job runs."""
 ENV_STATUS_URL = "POSTTRAIN_STATUS_URL"
 """Full URL of our own report path for this job; reports are off where it is unset."""
 ENV_STATUS_CA = "POSTTRAIN_STATUS_CA_CERT"
@@ -85,6 +95,8 @@ COMPLETIONS_FILE = "completions.jsonl"
 ATTEMPT_FILE = "attempt.json"
 COMMITTED_FILE = "committed.json"
 """The newest checkpoint that was committed, where one was."""
+STACKS_DIR = "stacks"
+"""Of ranks that stood still: `<attempt>-rank-<rank>.txt`."""
 
 
 def run_path(name: str, uid: str) -> str:

@@ -6,110 +6,23 @@ import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prepare_kit import job, texts, write_config, write_jsonl
+from launcher_kit import Start, failure_of, launchers, two_nodes
+from prepare_kit import texts, write_jsonl
 
-from posttrain_api import names
 from posttrain_api.reasons import Reason
-from posttrain_api.records import DataReport, Failure, Resolved, Success, parse_termination
-from posttrain_api.trainer import Topology, TrainerConfig
-from posttrain_trainer.prepared import Prepared, write_manifest
-
-Actions = Mapping[int, list[Any]]
-
-
-class Pod:
-    """One launcher process, with its termination message and output in files."""
-
-    def __init__(self, folder: Path, config: TrainerConfig, env: Mapping[str, str]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.config = config
-        self.termination = folder / "termination-log"
-        self.output = folder / "output"
-        path = write_config(config, folder)
-        base = {key: value for key, value in os.environ.items() if not key.startswith(("PET_", "HF_"))}
-        full = {
-            **base,
-            names.ENV_CONFIG: str(path),
-            names.ENV_TERMINATION_LOG: str(self.termination),
-            "POSTTRAIN_WORKER_MODULE": "stub_worker",
-            "POSTTRAIN_BACKOFF_SCALE": "0",
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
-            **env,
-        }
-        with self.output.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "posttrain_trainer"], env=full, stdout=out, stderr=out, start_new_session=True
-            )
-
-    def end(self, timeout: float = 90) -> tuple[int, Failure | Success | None]:
-        code = self.process.wait(timeout)
-        text = self.termination.read_text() if self.termination.exists() else None
-        return code, parse_termination(text)
-
-    def wait_for(self, *files: str, timeout: float = 60) -> None:
-        paths = [Path(self.config.run_dir) / name for name in files]
-        deadline = time.monotonic() + timeout
-        while not all(path.exists() and path.stat().st_size for path in paths):
-            assert self.process.poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.05)
-
-    def wait_to_say(self, text: str, timeout: float = 60) -> None:
-        deadline = time.monotonic() + timeout
-        while text not in self.output.read_text():
-            assert self.process.poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.05)
-
-
-def manifest(config: TrainerConfig) -> None:
-    folder = Path(config.run_dir) / names.PREPARED_DIR
-    folder.mkdir(parents=True, exist_ok=True)
-    resolved = Resolved(zero_stage=0, warmup_steps=0, total_steps=1, precision="FP32", attention="SDPA")
-    report = DataReport(rows=1, used=1, tokens=2)
-    fields = dict.fromkeys(("model_dir", "model_digest", "tokenizer_dir", "train_dir", "data_digest"), "x")
-    write_manifest(folder, Prepared(config_digest=config.digest(), data_report=report, resolved=resolved, **fields))
-
-
-Start = Callable[..., Pod]
+from posttrain_api.records import Success
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    pods: list[Pod] = []
-
-    def begin(
-        actions: Actions, nodes: int = 1, node: int = 0, prepared: bool = True, grace: int = 8, **env: str
-    ) -> Pod:
-        topology = Topology(nodes=nodes, processes_per_node=len(actions) // nodes, gpus_per_node=0)
-        config = job(tmp_path, tmp_path / "train.jsonl", topology=topology, grace_seconds=grace)
-        if prepared:
-            manifest(config)
-        stub = {"STUB": json.dumps({str(rank): list(todo) for rank, todo in actions.items()})}
-        pods.append(Pod(tmp_path / f"pod-{node}", config, {**stub, **env}))
-        return pods[-1]
-
-    yield begin
-    for pod in pods:
-        if pod.process.poll() is None:
-            pod.process.kill()
-            pod.process.wait()
-
-
-def failure_of(pod: Pod) -> Failure:
-    code, word = pod.end()
-    assert isinstance(word, Failure), pod.output.read_text()
-    assert word.exit_code == code
-    return word
+    with launchers(tmp_path) as begin:
+        yield begin
 
 
 def test_success(start: Start) -> None:
@@ -207,15 +120,8 @@ def test_launcher_killed_takes_its_ranks_along(start: Start) -> None:
         time.sleep(0.1)
 
 
-def _two_nodes() -> dict[str, str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    return {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
-
-
 def test_two_nodes_succeed(start: Start) -> None:
-    env = _two_nodes()
+    env = two_nodes()
     actions = {0: ["environment", "succeed"], 1: ["environment", "succeed"]}
     pods = [start(actions, nodes=2, node=node, PET_NODE_RANK=str(node), **env) for node in (1, 0)]
     ends = [pod.end() for pod in pods]
@@ -226,7 +132,7 @@ def test_two_nodes_succeed(start: Start) -> None:
 
 def test_two_nodes_one_rank_killed(start: Start) -> None:
     """Each node tells its part: the killed rank on one, the lost peer on the other."""
-    env = _two_nodes()
+    env = two_nodes()
     actions = {0: ["wait", ["fail", "PeerLost"]], 1: ["wait"]}
     pods = [start(actions, nodes=2, node=node, PET_NODE_RANK=str(node), **env) for node in (0, 1)]
     pods[0].wait_for("waiting-0", "waiting-1")
@@ -254,7 +160,7 @@ def _all_of(pid: int) -> list[int]:
 def test_sigterm_beside_a_silent_node_does_not_wait_for_it(start: Start, silent: int) -> None:
     """Every process of one node stops without a word (SIGSTOP), as if the node were gone; the rank of the other is in
     a collective that never returns. Node 0 has the store."""
-    env = _two_nodes()
+    env = two_nodes()
     actions = {0: ["ignore", "wait"], 1: ["ignore", "wait"]}
     pods = [start(actions, nodes=2, node=node, grace=90, PET_NODE_RANK=str(node), **env) for node in (0, 1)]
     pods[0].wait_for("waiting-0", "waiting-1")
@@ -278,7 +184,7 @@ def test_sigterm_beside_a_silent_node_does_not_wait_for_it(start: Start, silent:
 
 def test_sigterm_waits_for_a_slow_save_of_nodes_that_are_heard(start: Start) -> None:
     """Longer than a silent node is waited for; one of the two is done earlier and gone."""
-    env = _two_nodes()
+    env = two_nodes()
     actions = {0: ["wait", ["sleep", 8], "save"], 1: ["wait", "save"]}
     pods = [start(actions, nodes=2, node=node, grace=90, PET_NODE_RANK=str(node), **env) for node in (0, 1)]
     pods[0].wait_for("waiting-0", "waiting-1")
@@ -297,7 +203,7 @@ def _wait_until(is_so: Callable[[], bool], timeout: float = 60) -> None:
 
 def test_second_node_hears_of_a_failed_prepare(start: Start, tmp_path: Path) -> None:
     """A real prepare on node 0, on data that is not there; node 1 waits for the manifest."""
-    env = _two_nodes()
+    env = two_nodes()
     pods = [
         start({0: ["succeed"], 1: ["succeed"]}, nodes=2, node=node, prepared=False, PET_NODE_RANK=str(node), **env)
         for node in (0, 1)
@@ -308,14 +214,14 @@ def test_second_node_hears_of_a_failed_prepare(start: Start, tmp_path: Path) -> 
 
 
 def test_not_shared_volume_ends_with_the_question_of_rwx(start: Start) -> None:
-    env = {**_two_nodes(), "PET_NODE_RANK": "1", "POSTTRAIN_WAIT_SECONDS": "1"}
+    env = {**two_nodes(), "PET_NODE_RANK": "1", "POSTTRAIN_WAIT_SECONDS": "1"}
     word = failure_of(start({0: ["succeed"], 1: ["succeed"]}, nodes=2, node=1, prepared=False, **env))
     assert word.reason is Reason.PEER_LOST
     assert "ReadWriteMany" in word.message
 
 
 def test_sigterm_while_waiting_for_node_0(start: Start) -> None:
-    env = {**_two_nodes(), "PET_NODE_RANK": "1"}
+    env = {**two_nodes(), "PET_NODE_RANK": "1"}
     pod = start({0: ["succeed"], 1: ["succeed"]}, nodes=2, node=1, prepared=False, **env)
     pod.wait_to_say("node 1 of 2")
     pod.process.terminate()

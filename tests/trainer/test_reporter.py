@@ -20,7 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from posttrain_api import names
 from posttrain_api.records import Checkpoint, DataReport, Report
-from posttrain_trainer.reporter import Reporter, ReporterTiming, finite_metrics
+from posttrain_trainer.reporter import Reporter, ReporterTiming
+from posttrain_trainer.signs import finite_metrics
 
 FAST = ReporterTiming(interval=0.2, urgent=0.01, heartbeat=0.6, request=2.0, retry_first=0.05, retry_most=0.2)
 CHECKPOINT = Checkpoint(step=5, time="2026-01-01T00:00:00Z", uri="pvc://a/b", size_bytes=1, digest="d")

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from posttrain_api.base import Model
+from posttrain_trainer.signs import mark
 
 MANIFEST = "manifest.json"
 _PREFIX = "step-"
@@ -34,12 +35,14 @@ class FileEntry(Model):
 
 
 class Manifest(Model):
-    """The commit. `time` is RFC 3339 in UTC; `attempt` is the attempt that wrote it; file names are relative."""
+    """The commit. `time` is RFC 3339 in UTC; `attempt` is the attempt that wrote it; file names are relative;
+    `save_seconds`: how long it took until here (None: of a release that did not measure it)."""
 
     step: int
     time: str
     attempt: int
     files: dict[str, FileEntry]
+    save_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,4 +187,5 @@ def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
+            mark()
     return "sha256:" + digest.hexdigest()

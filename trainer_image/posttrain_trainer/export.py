@@ -30,6 +30,7 @@ from posttrain_trainer.model import load_start, start_folder
 from posttrain_trainer.output_manifest import Base, OutputManifest, Parent
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.scorer import causal_lm
+from posttrain_trainer.signs import growing
 
 ADAPTER_DIR = "adapter"
 _PREFIX = "lm."
@@ -61,7 +62,8 @@ def export(config: TrainerConfig, prepared: Prepared, finished: Finished) -> Out
         _write_tokenizer(prepared, temporary)
         if config.stage == "RewardModel":
             _set_pad_token(temporary, finished.module)
-        kind = _write_model(config, prepared, finished, temporary)
+        with growing(temporary):
+            kind = _write_model(config, prepared, finished, temporary)
         manifest = _manifest(config, prepared, finished.step, (kind, entries(temporary, files_below(temporary))))
         write_json(temporary / MANIFEST, manifest.to_wire())
         finished.fence.check()

@@ -22,11 +22,14 @@ from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import attempt, waiting
 from posttrain_trainer.environment import Node, load_config, node_of, uses_cpu
 from posttrain_trainer.errors import classify
+from posttrain_trainer.pulse import Pulse
 from posttrain_trainer.ranks import child_environment, run_ranks
 from posttrain_trainer.record import ENV_ATTEMPT, PREPARE, clear_ends, read_ends, utc_now
 from posttrain_trainer.reporter import Reporter
+from posttrain_trainer.signs import ENV_SIGNS
 from posttrain_trainer.supervise import Supervisor
 from posttrain_trainer.verdict import Seen, Verdict, judge
+from posttrain_trainer.vigil import clear, signs_folder
 
 log = logging.getLogger("posttrain.launcher")
 
@@ -40,6 +43,7 @@ class Launcher:
     cpu: bool
     environment: Mapping[str, str]
     supervisor: Supervisor
+    reporter: Reporter
 
     def run(self) -> Verdict:
         """From preparation to the end of training."""
@@ -47,13 +51,14 @@ class Launcher:
         if self.node.first:
             not_prepared = self._prepare(number)
         else:
+            self.reporter.beat()
             waiting.wait_for_manifest(self.config, self.supervisor, self.environment)
             not_prepared = None
         if not_prepared is not None:
             return not_prepared
         if self.supervisor.stopping:
             return _stopped("before training began")
-        return judge(run_ranks(self.config, self.node, self._environment(number), self.supervisor))
+        return judge(run_ranks(self.config, self.node, self._environment(number), self.supervisor, self.reporter))
 
     def _environment(self, number: int) -> dict[str, str]:
         return child_environment(self.environment, self.config, number, self.cpu)
@@ -91,21 +96,21 @@ class Launcher:
 
     def _run_prepare(self, folder: Path, number: int) -> Verdict | None:
         clear_ends(self.config.work_dir, [PREPARE])
-        reporter = Reporter.from_env(self.environment)
-        reporter.report(Report(phase="Preparing"))
-        environment = {**self.environment, ENV_ATTEMPT: str(number)}
+        self.reporter.report(Report(phase="Preparing"))
+        marks = signs_folder(self.config)
+        environment = {**self.environment, ENV_ATTEMPT: str(number), ENV_SIGNS: str(marks)}
         environment.setdefault("HF_HOME", str(Path(self.config.work_dir) / "huggingface"))
+        clear(marks)
+        pulse = Pulse(marks)
 
         def tick() -> bool:
             waiting.beat(folder)
+            self.reporter.advanced(pulse.look())
             return True
 
         tick()
         command = [sys.executable, "-m", "posttrain_trainer.prepare"]
-        try:
-            code = self.supervisor.run(command, environment, tick)
-        finally:
-            reporter.close()
+        code = self.supervisor.run(command, environment, tick)
         return None if code == 0 else self._prepare_verdict(code)
 
     def _prepare_verdict(self, code: int) -> Verdict:
@@ -120,18 +125,20 @@ def main() -> int:
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     supervisor = Supervisor()
     supervisor.install()
+    reporter = Reporter.from_env(os.environ)
     try:
-        verdict = _launch(supervisor)
+        verdict = _launch(supervisor, reporter)
     except Exception as error:
         reason, message = classify(error)
         log.debug("the launcher failed", exc_info=True)
         stopped = supervisor.stopping and reason is Reason.TRAINER_ERROR
         verdict = _stopped(message) if stopped else Verdict(reason, message, time=utc_now())
     _last_word(verdict, supervisor, os.environ)
+    reporter.close()  # after the last word: what is left of the grace period may not be enough for both
     return verdict.exit_code
 
 
-def _launch(supervisor: Supervisor) -> Verdict:
+def _launch(supervisor: Supervisor, reporter: Reporter) -> Verdict:
     config = load_config(os.environ)
     node = node_of(os.environ, config)
     cpu = uses_cpu(os.environ, config.topology.gpus_per_node)
@@ -143,7 +150,7 @@ def _launch(supervisor: Supervisor) -> Verdict:
         node.count,
         "CPU" if cpu else "GPU",
     )
-    return Launcher(config, node, cpu, os.environ, supervisor).run()
+    return Launcher(config, node, cpu, os.environ, supervisor, reporter).run()
 
 
 def _stopped(detail: str) -> Verdict:
@@ -176,6 +183,6 @@ def _failure(verdict: Verdict, supervisor: Supervisor) -> Failure:
         step=verdict.step,
         exit_code=verdict.exit_code,
         signal=verdict.signal,
-        log_tail=supervisor.log.tail(verdict.rank) or None,
+        log_tail=verdict.tail or supervisor.log.tail(verdict.rank) or None,
         time=verdict.time or utc_now(),
     )

@@ -7,6 +7,7 @@ lock for long while it saves. What it hears it leaves in a file for the launcher
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from datetime import timedelta
@@ -14,10 +15,13 @@ from pathlib import Path
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from posttrain_trainer import signs
+from posttrain_trainer.signs import ENV_SIGNS
 from posttrain_trainer.silence import write
 
 BEAT_SECONDS = 1.0
 _KEY = "posttrain/beats/"
+_ADVANCES = "posttrain/advances"
 _LEFT = -(1 << 40)
 """A node that ends says so: it is not silent, and its ranks have closed their connections."""
 
@@ -27,6 +31,7 @@ class Beats(threading.Thread):
 
     def __init__(self, node: int, count: int, store: tuple[str, int], file: Path) -> None:
         super().__init__(daemon=True)
+        self._advances = Advances(Path(os.environ[ENV_SIGNS]))
         self._node = node
         self._count = count
         self._address = store
@@ -56,4 +61,24 @@ class Beats(threading.Thread):
                 if number != before or number <= 0:  # not yet there, or gone on purpose
                     heard[node] = (number, time.monotonic())
             write(self._file, {node: time.monotonic() - since for node, (_, since) in heard.items()})
+            self._advances.share(store)
         store.add(f"{_KEY}{self._node}", _LEFT)
+
+
+class Advances:
+    """Tells the other nodes that a rank of this one got on, and marks it here where one of theirs did: one rank may
+    write an export, or wait for a reward, for an hour, and the job does not stand still then."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._marks: dict[str, int] = {}
+        self._known = 0
+
+    def share(self, store: TCPStore) -> None:
+        """Once a second. RuntimeError where the store is gone."""
+        marks = signs.marks(self._folder, but=signs.OTHERS)
+        moved, self._marks = marks != self._marks, marks
+        number = store.add(_ADVANCES, int(moved))
+        if number != self._known:
+            self._known = number
+            signs.touch(self._folder, signs.OTHERS)

@@ -29,6 +29,7 @@ from posttrain_trainer.prepared import MANIFEST, Prepared, read_manifest, write_
 from posttrain_trainer.record import ENV_ATTEMPT, PREPARE, failed, write_end
 from posttrain_trainer.resolve import Facts, resolve, second_reference
 from posttrain_trainer.scoring_models import ScoringModels, scoring_models
+from posttrain_trainer.signs import begin
 
 _log = logging.getLogger("posttrain.prepare")
 
@@ -39,6 +40,7 @@ def main() -> int:
     # A line per request would drown ours.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     config = load_config(os.environ)
+    begin()
     try:
         prepare(config)
     except Exception as error:  # noqa: BLE001  the top of the process: whatever it was is classified and recorded

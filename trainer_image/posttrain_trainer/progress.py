@@ -9,6 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from posttrain_trainer.signs import mark
+
 EVERY_SECONDS = 5.0
 
 _log = logging.getLogger("posttrain.prepare")
@@ -31,6 +33,7 @@ class Progress:
 
     def advance(self, amount: int, note: str) -> None:
         """`amount` more is done; `note` says what that means so far."""
+        mark()
         self._done += amount
         if self._bar is not None:
             self._bar.update(amount)

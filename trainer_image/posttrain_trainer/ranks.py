@@ -17,10 +17,13 @@ from posttrain_trainer.environment import Node
 from posttrain_trainer.linux import out_of_memory_kills
 from posttrain_trainer.logs import RANK_TEMPLATE
 from posttrain_trainer.record import ENDS_DIR, ENV_ATTEMPT, clear_ends, read_ends
+from posttrain_trainer.reporter import Reporter
+from posttrain_trainer.signs import ENV_SIGNS
 from posttrain_trainer.silence import Silence
 from posttrain_trainer.silence import longest as silence_of
 from posttrain_trainer.supervise import Supervisor
 from posttrain_trainer.verdict import Seen
+from posttrain_trainer.vigil import Limits, Vigil, signs_folder
 
 ENV_WORKER = "POSTTRAIN_WORKER_MODULE"
 """Another module than the worker, for tests of the launcher."""
@@ -45,6 +48,7 @@ def child_environment(environment: Mapping[str, str], config: TrainerConfig, att
     """The ranks' environment: no hub, no token or key, the attempt's number (0: not known on this node), the device."""
     kept = {key: value for key, value in environment.items() if key not in (*_SECRET, *_POD_LEVEL)}
     kept |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    kept[ENV_SIGNS] = str(signs_folder(config))
     if attempt:
         kept[ENV_ATTEMPT] = str(attempt)
     kept.setdefault("HF_HOME", str(Path(config.work_dir) / "huggingface"))
@@ -118,7 +122,9 @@ class _Watch:
         return self.failed_since is not None and time.monotonic() - self.failed_since >= BROKEN_SECONDS
 
 
-def run_ranks(config: TrainerConfig, node: Node, environment: Mapping[str, str], supervisor: Supervisor) -> Seen:
+def run_ranks(
+    config: TrainerConfig, node: Node, environment: Mapping[str, str], supervisor: Supervisor, reporter: Reporter
+) -> Seen:
     """Runs this node's ranks to their end and returns all that is known about it."""
     per_node = config.topology.processes_per_node
     ranks = range(node.rank * per_node, (node.rank + 1) * per_node)
@@ -132,7 +138,9 @@ def run_ranks(config: TrainerConfig, node: Node, environment: Mapping[str, str],
     arguments = torchrun_arguments(config, node, environment.get(ENV_WORKER, WORKER))
     command = [sys.executable, "-m", "posttrain_trainer.elastic", str(exits), str(beats), *arguments]
     watch = _Watch(config.work_dir, ranks, beats, supervisor)
-    code = supervisor.run(command, environment, watch)
+    vigil = Vigil(config, ranks, supervisor, reporter, Limits.of(environment))
+    code = supervisor.run(command, environment, lambda: vigil() and watch())
+    vigil.tell()  # what rank 0 has said since the last look
     exit_time, exit_codes = _exits(exits)
     return Seen(
         ranks=ranks,
@@ -143,6 +151,7 @@ def run_ranks(config: TrainerConfig, node: Node, environment: Mapping[str, str],
         stopped=supervisor.stopping,
         memory_kills=out_of_memory_kills() - kills,
         silence=watch.silence,
+        hang=vigil.hang,
     )
 
 

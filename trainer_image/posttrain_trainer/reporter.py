@@ -1,31 +1,35 @@
-"""Sends progress reports to the operator's status server, and can never disturb the training.
+"""Speaks for a pod with the operator's status server, and can never disturb the training.
 
-The loop and the launcher of rank 0 call `report` as often as they like: it stores the report and returns. A
-background thread sends the newest one, at most every few seconds and at least as a heartbeat; another phase, a new
-checkpoint and facts said for the first time go out at once. Whatever goes wrong on the way is logged once when it
-begins and once when it ends. Where POSTTRAIN_STATUS_URL is unset nothing happens at all.
+Owned by the launcher: on the first node it sends the reports that rank 0 leaves, on every other one heartbeats.
+`report` may be called as often as one likes: it stores the report and returns. A background thread sends the newest
+one, at most every few seconds and at least as a heartbeat; another phase, a new checkpoint and facts said for the first
+time go out at once, and so do stacks. What the operator wishes comes back with the answers (`wishes`). Whatever goes
+wrong on the way is logged once when it begins and once when it ends. Where POSTTRAIN_STATUS_URL is unset nothing
+happens at all.
 """
 
 from __future__ import annotations
 
 import http.client
-import json
 import logging
 import math
 import random
-import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 from posttrain_api import names
-from posttrain_api.records import MAX_METRICS, Report
+from posttrain_api.records import Report
+from posttrain_trainer.signs import finite_metrics
+from posttrain_trainer.status_client import Client, Endpoint, Message, Refused
 
 log = logging.getLogger(__name__)
 _FACTS = ("checkpoint", "data_report", "resolved")
+_HEARTBEAT = Message(names.STATUS_HEARTBEAT, b"{}")
 _GIVE_UP = 409
 """The job has ended: nothing we say is of use any more."""
 _OUR_FAULT = frozenset({400, 413, 422})
@@ -45,28 +49,31 @@ class ReporterTiming:
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """Where to report: the job's own URL, the CA bundle and the projected token (both change while we run)."""
+class Wishes:
+    """What the operator last answered. `dump`: the stacks of this pod's ranks, because the job stands still."""
 
-    url: str
-    ca_file: Path | None
-    token_file: Path | None
+    dump: bool = False
+    stall_seconds: int | None = None
+    """runPolicy.stallSeconds as it is now; None: not told."""
 
 
 class Reporter:
-    """One per process; `report` and `close` may be called from any thread."""
+    """One per pod; every method may be called from any thread."""
 
     def __init__(self, endpoint: Endpoint | None, timing: ReporterTiming | None = None) -> None:
-        self._endpoint = endpoint
+        self.wishes = Wishes()
         self._timing = timing or ReporterTiming()
         self._state = threading.Condition()
         self._known: Report | None = None
+        self._beating = False
         self._pending = False
         self._urgent = False
+        self._advanced: float | None = None
+        self._outbox: deque[Message] = deque()
         self._closing = False
         self._stopped = endpoint is None
         self._failures = 0
-        self._client = None if endpoint is None else _Client(endpoint, self._timing.request)
+        self._client = None if endpoint is None else Client(endpoint, self._timing.request)
         self._thread = threading.Thread(target=self._run, name="posttrain-reporter", daemon=True)
         if endpoint is not None:
             self._thread.start()
@@ -82,6 +89,11 @@ class Reporter:
         ca, token = environ.get(names.ENV_STATUS_CA), environ.get(names.ENV_STATUS_TOKEN)
         return cls(Endpoint(url, Path(ca) if ca else None, Path(token) if token else None), timing)
 
+    @property
+    def has_server(self) -> bool:
+        """Whether there is anybody to report to, reachable or not."""
+        return self._client is not None
+
     def report(self, report: Report) -> None:
         """Takes the newest report; never blocks, never raises. Facts told earlier stay in it."""
         report = report.model_copy(update={"metrics": finite_metrics(report.metrics)})
@@ -92,6 +104,25 @@ class Reporter:
             self._urgent = self._urgent or _is_urgent(before, self._known)
             self._pending = True
             self._state.notify_all()
+
+    def beat(self) -> None:
+        """From now on heartbeats, of a pod that has nothing to report; the first goes out at once."""
+        with self._state:
+            self._beating = self._pending = self._urgent = True
+            self._state.notify_all()
+
+    def advanced(self, moment: float | None) -> None:
+        """On the monotonic clock, when the loop got on for the last time: said with every report."""
+        self._advanced = moment
+
+    def stacks(self, rank: int, text: str) -> None:
+        """Sends a rank's stacks at once, and again until the server has them or does not want them."""
+        message = Message(f"{names.STATUS_STACKS}/{rank}", text.encode(), "text/plain; charset=utf-8")
+        with self._state:
+            if not self._stopped:
+                self._outbox.append(message)
+                self._urgent = True
+                self._state.notify_all()
 
     def close(self, seconds: float = 5.0) -> None:
         """Sends what is pending and ends the thread; returns after so many seconds at the latest."""
@@ -106,21 +137,17 @@ class Reporter:
     def _run(self) -> None:
         last_sent, not_before = -math.inf, -math.inf
         while self._wait(last_sent, not_before):
-            with self._state:
-                report, self._pending, self._urgent = self._known, False, False
-            if report is None:
-                continue
-            pause = self._send(report)
+            pause = self._send()
             last_sent = time.monotonic()
             not_before = last_sent + pause
         if self._client is not None:
             self._client.close()
 
     def _wait(self, last_sent: float, not_before: float) -> bool:
-        """Sleeps until a report is due. False: the thread ends."""
+        """Sleeps until something is due. False: the thread ends."""
         with self._state:
             while not self._stopped:
-                if self._closing and not self._pending:
+                if self._closing and not self._pending and not self._outbox:
                     return False
                 due = self._due(last_sent, not_before)
                 left = due - time.monotonic()
@@ -131,31 +158,59 @@ class Reporter:
 
     def _due(self, last_sent: float, not_before: float) -> float:
         """When to send next, on the monotonic clock; infinity while there is nothing to say."""
-        if self._known is None:
+        if self._known is None and not self._beating:
             return math.inf
         if self._closing:
             return -math.inf
-        if self._urgent:
+        if self._urgent or self._outbox:
             return max(last_sent + self._timing.urgent, not_before)
-        interval = self._timing.interval if self._pending else self._timing.heartbeat
-        return max(last_sent + interval, not_before)
+        return max(last_sent + (self._timing.interval if self._pending else self._heartbeat()), not_before)
 
-    def _send(self, report: Report) -> float:
-        """Sends one report. Returns the seconds to wait before the next try: 0 after success."""
+    def _heartbeat(self) -> float:
+        """Several in the time after which a job counts as hanging."""
+        stall = self.wishes.stall_seconds
+        return self._timing.heartbeat if stall is None else min(self._timing.heartbeat, max(1.0, stall / 4))
+
+    def _next(self) -> tuple[Message, bool]:
+        """What to send, and whether it is the report (or heartbeat): stacks go first."""
+        with self._state:
+            if self._outbox:
+                return self._outbox[0], False
+            report, self._pending, self._urgent = self._known, False, False
+        if report is None:
+            return _HEARTBEAT, True
+        if self._advanced is not None:
+            report = report.model_copy(update={"idle_seconds": max(0.0, time.monotonic() - self._advanced)})
+        return Message("", report.to_json().encode()), True
+
+    def _send(self) -> float:
+        """Sends one message. Returns the seconds to wait before the next try: 0 after success."""
         assert self._client is not None  # the thread runs only with an endpoint
+        message, is_report = self._next()
         try:
-            self._client.post(report)
-        except _Refused as error:
-            return self._refused(error)
+            answer = self._client.post(message)
+        except Refused as error:
+            return self._refused(error, is_report)
         except (OSError, ValueError, http.client.HTTPException) as error:
             return self._failed(f"{type(error).__name__}: {error}", None)
         if self._failures:
             log.info("progress reports reach the status server again after %d failed tries", self._failures)
         self._failures = 0
+        if is_report:
+            self.wishes = _wishes(answer)
+        else:
+            self._sent_stacks()
         return 0.0
 
-    def _refused(self, error: _Refused) -> float:
+    def _sent_stacks(self) -> None:
+        with self._state:
+            self._outbox.popleft()
+
+    def _refused(self, error: Refused, is_report: bool) -> float:
         text = str(error)
+        if not is_report and error.code in {_GIVE_UP, *_OUR_FAULT}:
+            self._sent_stacks()  # nobody asks for them any more
+            return 0.0
         if error.code == _GIVE_UP:
             log.info("no more progress reports: %s", text)
             with self._state:
@@ -186,76 +241,9 @@ class Reporter:
             log.debug("progress report failed %d times: %s", self._failures, text)
 
 
-class _Refused(Exception):
-    """The server's answer was not 200. `retry_after`: its wish in seconds, as sent."""
-
-    def __init__(self, code: int, message: str, retry_after: str | None) -> None:
-        super().__init__(f"{code} {message}")
-        self.code, self.retry_after = code, retry_after
-
-
-class _Client:
-    """One POST at a time over a connection that is kept: a thousand jobs must not cost the operator 200 handshakes/s.
-
-    Token and CA bundle are read again when they change; the pod's HTTP proxies are not used.
-    """
-
-    def __init__(self, endpoint: Endpoint, timeout: float) -> None:
-        self._endpoint = endpoint
-        self._timeout = timeout
-        self._url = urlsplit(endpoint.url)
-        self._bundle: str | None = None
-        self._connection: http.client.HTTPSConnection | None = None
-
-    def post(self, report: Report) -> None:
-        """Sends one report. _Refused, or OSError or HTTPException where no answer came."""
-        body, headers = report.to_json().encode(), {"Content-Type": "application/json", **self._authorization()}
-        kept = self._connection is not None
-        try:
-            self._exchange(body, headers)
-        except (OSError, http.client.HTTPException):
-            self.close()
-            if not kept:
-                raise
-            self._exchange(body, headers)  # a kept connection may have been closed by the other side long ago
-
-    def close(self) -> None:
-        """Drops the connection; the next report opens another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _exchange(self, body: bytes, headers: dict[str, str]) -> None:
-        connection = self._connected()
-        connection.request("POST", self._url.path, body, headers)
-        answer = connection.getresponse()
-        text = answer.read(65536)
-        if answer.will_close:
-            self.close()
-        if answer.status != 200:
-            raise _Refused(answer.status, _message(text) or answer.reason, answer.headers.get("Retry-After"))
-
-    def _connected(self) -> http.client.HTTPSConnection:
-        ca = self._endpoint.ca_file
-        bundle = None if ca is None else ca.read_text()
-        if self._connection is None or bundle != self._bundle:
-            self.close()
-            context = ssl.create_default_context(cadata=bundle)
-            host, port = self._url.hostname or "", self._url.port
-            self._connection = http.client.HTTPSConnection(host, port, timeout=self._timeout, context=context)
-            self._bundle = bundle
-        return self._connection
-
-    def _authorization(self) -> dict[str, str]:
-        if self._endpoint.token_file is None:
-            return {}
-        return {"Authorization": f"Bearer {self._endpoint.token_file.read_text().strip()}"}
-
-
-def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What of a metric dict may go into a Report: finite numbers, at most MAX_METRICS, the first ones kept."""
-    finite = [(name, float(value)) for name, value in metrics.items() if math.isfinite(value)]
-    return dict(finite[:MAX_METRICS])
+def _wishes(answer: Mapping[str, Any]) -> Wishes:
+    stall = answer.get("stallSeconds")
+    return Wishes(answer.get("dump") is True, stall if isinstance(stall, int) and stall > 0 else None)
 
 
 def _with_facts(before: Report | None, report: Report) -> Report:
@@ -267,12 +255,3 @@ def _with_facts(before: Report | None, report: Report) -> Report:
 
 def _is_urgent(before: Report | None, now: Report) -> bool:
     return before is None or any(getattr(before, name) != getattr(now, name) for name in ("phase", *_FACTS))
-
-
-def _message(body: bytes) -> str:
-    """The server's own words, bounded; empty where it has none (a proxy answered)."""
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return ""
-    return str(found.get("message", ""))[:500] if isinstance(found, dict) else ""

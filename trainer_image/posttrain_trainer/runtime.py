@@ -22,14 +22,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from posttrain_api.names import ENV_ALLOW_CPU
+from posttrain_api.names import ENV_ALLOW_CPU, ENV_STALL_SECONDS, STALL_SECONDS
 from posttrain_api.reasons import Reason
 from posttrain_api.trainer import Topology
 from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.signs import mark
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 CONTROL_TIMEOUT = timedelta(hours=2)
 """Rank 0 may write an export for long while the others wait."""
+AFTER_STALL = timedelta(minutes=15)
+"""A group waits so much longer than a hang takes to be found: its own error has no stacks, and names no rank."""
 
 
 class StopFlag:
@@ -48,7 +51,8 @@ class StopFlag:
 
 
 class Control:
-    """Small agreements between ranks, in float64 on the CPU. With one rank nothing is sent."""
+    """Small agreements between ranks, in float64 on the CPU. With one rank nothing is sent. Where one has come about,
+    every rank was there: the job got on."""
 
     def __init__(self, group: dist.ProcessGroup | None, ranks: int) -> None:
         self._group = group
@@ -72,6 +76,7 @@ class Control:
             return [value]
         values: list[Any] = [None] * self._ranks
         dist.all_gather_object(values, value, group=self._group)
+        mark()
         return values
 
     def barrier(self) -> None:
@@ -80,9 +85,11 @@ class Control:
 
     def _reduce(self, values: Sequence[float], operation: Any) -> list[float]:
         if self._ranks == 1:
+            mark()
             return [float(value) for value in values]
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, op=operation, group=self._group)
+        mark()
         return [float(value) for value in tensor.tolist()]
 
 
@@ -112,9 +119,15 @@ def start(topology: Topology, seed: int) -> Runtime:
     stop.install()
     prepare_process(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     seed_all(seed + rank)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=GROUP_TIMEOUT)
-    group: Any = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT) if ranks > 1 else None
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience(GROUP_TIMEOUT))
+    group: Any = dist.new_group(backend="gloo", timeout=patience(CONTROL_TIMEOUT)) if ranks > 1 else None
     return Runtime(rank, local_rank, ranks, device, Control(group, ranks), stop)
+
+
+def patience(least: timedelta) -> timedelta:
+    """How long a collective waits for a rank."""
+    stall = timedelta(seconds=float(os.environ.get(ENV_STALL_SECONDS, STALL_SECONDS)))
+    return max(least, stall + AFTER_STALL)
 
 
 def prepare_process(device: torch.device, local_ranks: int) -> None:

@@ -38,6 +38,11 @@ class Supervisor:
         self.log = LogStream()
         self._child: int | None = None
 
+    @property
+    def child(self) -> int | None:
+        """Process id of the command that runs now."""
+        return self._child
+
     def install(self) -> None:
         """Takes over the signals and becomes the reaper of all descendants. Main thread only."""
         for number in (signal.SIGTERM, signal.SIGINT):

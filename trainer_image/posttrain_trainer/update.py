@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from posttrain_trainer.engine import non_finite
+from posttrain_trainer.errors import NotFinite
 from posttrain_trainer.learner import Learner
 from posttrain_trainer.metrics import Metrics, Phases
 from posttrain_trainer.microbatch import MicroBatch
 from posttrain_trainer.objective import Tally, Weights, local_weights, scaled, weights_of
 from posttrain_trainer.reference import Reference
 from posttrain_trainer.runtime import Runtime
+from posttrain_trainer.signs import mark
 
 BUSY = ("data", "rollout", "reward", "reference", "scoring", "forward_backward")
 """Phases in which a rank works by itself; in the others it waits for the slowest."""
@@ -67,12 +68,17 @@ class Updater:
         for micro in micros:
             if stopping is not None and stopping():
                 return None
+            mark()
             compared = self._compared(micro.to(self.runtime.device))
             with self.phases.measure("forward_backward"):
                 for turn in turns:
                     turn.learn(compared, self.runtime.ranks)
-        norms = self._step(learners, rate)
-        metrics, slowest = self._reduce(turns)
+        metrics, slowest = self._reduce(turns, step)
+        try:
+            norms = self._step(learners, rate)
+        except NotFinite as failure:
+            losses = (f"{name} was {value:.6g}" for name, value in metrics.items() if name.endswith("loss"))
+            raise failure.at(step + 1, f"of all ranks together; {', '.join(losses)}") from failure
         return Updated({**metrics, **norms}, tokens, slowest)
 
     def _turns(self, learners: Sequence[Learner], micros: Sequence[MicroBatch]) -> tuple[list[_Turn], float]:
@@ -107,8 +113,9 @@ class Updater:
                     metrics[_named(learner, "grad_norm", self.learners)] = info.grad_norm
         return metrics
 
-    def _reduce(self, turns: Sequence[_Turn]) -> tuple[Metrics, int]:
-        """Losses and the algorithms' metrics over all ranks; also which rank was the slowest."""
+    def _reduce(self, turns: Sequence[_Turn], step: int) -> tuple[Metrics, int]:
+        """Losses and the algorithms' metrics over all ranks; also which rank was the slowest. A loss that is not finite
+        ends all ranks here, before anything is applied."""
         busy = [0.0] * self.runtime.ranks
         busy[self.runtime.rank] = sum(map(self.phases.seconds, BUSY))
         metrics: Metrics = {}
@@ -118,9 +125,16 @@ class Updater:
             found, more = turn.tally.reduce(self.runtime.control, turn.weights, further)
             summed = summed or more
             if not math.isfinite(found["loss"]):
-                raise non_finite("the loss" if turn.learner is self.learners[0] else f"the {turn.learner.name}'s loss")
+                name = _named(turn.learner, "loss", self.learners)
+                raise NotFinite(name).at(step + 1, self._whose(turn.tally))
             metrics |= {_named(turn.learner, name, self.learners): value for name, value in found.items()}
         return metrics, summed.index(max(summed))
+
+    def _whose(self, tally: Tally) -> str:
+        """Which ranks have it from their own rows."""
+        mine: list[bool] = self.runtime.control.gather(tally.finite())
+        ranks = [str(rank) for rank, fine in enumerate(mine) if not fine]
+        return f"by the rows of rank {', '.join(ranks)}" if ranks else "the ranks' sums are finite, their sum is not"
 
 
 def _named(learner: Learner, metric: str, learners: Sequence[Learner]) -> str:

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from posttrain_api.reasons import REASONS, Effect, Reason, exit_code_of
-from posttrain_api.records import Success
-from posttrain_trainer.record import End
+from posttrain_api.records import MAX_LOG_TAIL_BYTES, Success
+from posttrain_trainer.record import End, utc_now
 from posttrain_trainer.silence import Silence
+from posttrain_trainer.stacks import Hang
 
+_MAX_MESSAGE = 1000
 _CONSEQUENCES = frozenset({Reason.PEER_LOST, Reason.PREEMPTED})
 
 
@@ -28,7 +30,7 @@ class Seen:
     `ends`: records by rank. `exits`: exit codes (negative: signals) of the ranks that torchrun saw fail, at
     `exits_time`.
     `code`: torchrun's own. `stopped`: we had SIGTERM. `memory_kills`: processes of the container killed for memory.
-    `silence`: the node that the last save was given up for.
+    `silence`: the node that the last save was given up for. `hang`: what the ranks were ended for.
     """
 
     ranks: Sequence[int]
@@ -39,11 +41,12 @@ class Seen:
     stopped: bool = False
     memory_kills: int = 0
     silence: Silence | None = None
+    hang: Hang | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`reason` None is success; `success` is there on the node with rank 0."""
+    """`reason` None is success; `success` is there on the node with rank 0. `tail`: says more than the log's end."""
 
     reason: Reason | None
     message: str = ""
@@ -52,6 +55,7 @@ class Verdict:
     signal: int | None = None
     time: str | None = None
     success: Success | None = None
+    tail: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -62,9 +66,8 @@ class Verdict:
 def judge(seen: Seen) -> Verdict:
     """The verdict over one node's ranks.
 
-    Order: all ranks done → success, whatever came after; a permanent failure → that; told to stop → Preempted; else
-    the first
-    cause in time; else the first consequence.
+    Order: all ranks done → success, whatever came after; a permanent failure → that; told to stop → Preempted; given
+    up because nothing got on → Hang; else the first cause in time; else the first consequence.
     """
     if all(rank in seen.ends and seen.ends[rank].reason is None for rank in seen.ranks):
         return _success(seen)
@@ -74,6 +77,8 @@ def judge(seen: Seen) -> Verdict:
         return permanent
     if seen.stopped:
         return _preempted(failures, seen.silence)
+    if seen.hang is not None:
+        return _hang(seen.hang)
     cause = next((failure for failure in failures if failure.reason not in _CONSEQUENCES), None)
     if cause is not None:
         return cause
@@ -132,6 +137,17 @@ def _preempted(failures: Sequence[Verdict], silence: Silence | None) -> Verdict:
         return Verdict(Reason.PREEMPTED, message, step=first.step if first else None)
     detail = f" before the last save was done: {first.message}" if first else " before training began"
     return Verdict(Reason.PREEMPTED, f"Stopped by SIGTERM{detail}.", step=first.step if first else None)
+
+
+def _hang(hang: Hang) -> Verdict:
+    """The ranks that cannot answer first: they are what the others wait for."""
+    first, *_ = ordered = sorted(hang.stacks, key=lambda stack: stack.answered)
+    kept = f"stacks: {hang.kept}" if hang.kept else "stacks: in the pod's log, storage did not take them"
+    where = "; ".join(f"rank {stack.rank}: {stack.where}" for stack in ordered)
+    head = f"Nothing got on for {hang.seconds:.0f} s (limit {hang.limit:.0f} s); {kept}. "
+    # The innermost calls come first, so it is the end that is cut.
+    tail = "\n\n".join(stack.text for stack in ordered).encode()[:MAX_LOG_TAIL_BYTES].decode(errors="ignore")
+    return Verdict(Reason.HANG, (head + where)[:_MAX_MESSAGE], first.rank, hang.step, time=utc_now(), tail=tail)
 
 
 def _torchrun(seen: Seen) -> Verdict:

@@ -30,8 +30,8 @@ from posttrain_trainer.metrics import MetricsFile, StepLines, finite
 from posttrain_trainer.prepared import Prepared, read_manifest
 from posttrain_trainer.prometheus import MetricsExporter
 from posttrain_trainer.record import End, failed, preempted, succeeded, write_end
-from posttrain_trainer.reporter import Reporter
 from posttrain_trainer.runtime import Runtime, start
+from posttrain_trainer.signs import ReportFile, answer_dumps
 
 log = logging.getLogger(__name__)
 
@@ -136,17 +136,18 @@ def _prepared(config: TrainerConfig) -> Prepared:
 def _outside(prepared: Prepared, stack: ExitStack) -> Outside:
     """The sinks of rank 0; `stack` closes them, after a failure too."""
     console = Console(prepared.resolved.total_steps)
-    reporter = Reporter.from_env(os.environ)
+    reports = ReportFile.from_env(os.environ)
     exporter = MetricsExporter.from_env(os.environ)
-    for sink in (console, reporter, exporter):
+    for sink in (console, reports, exporter):
         stack.callback(sink.close)
-    return Outside(sinks=(console, reporter, exporter), observers=(exporter,))
+    return Outside(sinks=(console, reports, exporter), observers=(exporter,))
 
 
 def main() -> NoReturn:
     """Never returns: leaves with the exit code of the end record."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     rank = int(os.environ["RANK"])
+    answer_dumps(rank)
     config = load_config(os.environ)
     worker = Worker(config)
     try:

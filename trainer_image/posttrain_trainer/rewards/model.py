@@ -28,6 +28,7 @@ from posttrain_trainer.rewards.calls import Reply
 from posttrain_trainer.rewards.workers import Outcome
 from posttrain_trainer.runtime import Control
 from posttrain_trainer.score_model import ScoreModel
+from posttrain_trainer.signs import mark
 from posttrain_trainer.tokenset import Example, TrainingRow
 
 
@@ -91,6 +92,7 @@ class RewardModel:
             chosen = micros[number] if number < len(micros) else []
             scores = self.engine.forward(self._micro([rows[row] for row in chosen]).to(self.device))
             values[chosen] = scores[: len(chosen)].double().cpu().numpy()
+            mark()
         return Outcome(_reply(values), time.monotonic() - begun)
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from posttrain_trainer.rewards.calls import Call, Line, Ready, Reply, Task, Unusable
 from posttrain_trainer.rewards.output import Output
+from posttrain_trainer.signs import mark
 
 START_SECONDS = 120.0
 """To load a user's file, which may import much."""
@@ -218,6 +219,7 @@ def call_all(calls: Sequence[tuple[Worker, Call]]) -> list[Outcome]:
                 outcomes[place] = outcome
         if len(outcomes) == len(calls):
             return [outcomes[place] for place in range(len(calls))]
+        mark()  # every call has a deadline of its own, which may be later than a hang's
         _wait([worker for place, (worker, _) in enumerate(calls) if place not in outcomes])
 
 
