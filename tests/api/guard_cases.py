@@ -30,17 +30,15 @@ ACCEPTED_GUARDS: dict[str, Mapping[str, Any]] = {
     ),
 }
 
-_FIRST = "spec.guards.rules[0]"
+_FIRST, _METRIC = "spec.guards.rules[0]", "the name of a metric"
 
 REFUSED_GUARDS: tuple[Refused, ...] = (
     Refused("no bound", _rules({"metric": "kl"}), _FIRST, "needs exactly one of above, below"),
     Refused("two bounds", _rules({**KL, "below": 0}), _FIRST, "needs exactly one of above, below"),
-    Refused("no metric of ours", _rules({"metric": "lost", "above": 1}), f"{_FIRST}.metric", "the name of a metric"),
-    Refused("a metric and more", _rules({"metric": "kl2", "above": 1}), f"{_FIRST}.metric", "the name of a metric"),
-    Refused("a phase's time", _rules({"metric": "time/data", "above": 1}), f"{_FIRST}.metric", "the name of a metric"),
-    Refused(
-        "a reward of nobody", _rules({"metric": "rewards//mean", "above": 1}), f"{_FIRST}.metric", "the name of a metric"
-    ),
+    Refused("no metric of ours", _rules({"metric": "lost", "above": 1}), f"{_FIRST}.metric", _METRIC),
+    Refused("a metric and more", _rules({"metric": "kl2", "above": 1}), f"{_FIRST}.metric", _METRIC),
+    Refused("a phase's time", _rules({"metric": "time/data", "above": 1}), f"{_FIRST}.metric", _METRIC),
+    Refused("a reward of nobody", _rules({"metric": "rewards//mean", "above": 1}), f"{_FIRST}.metric", _METRIC),
 )
 
 REFUSED_GUARDS_BY_SCHEMA: tuple[Refused, ...] = (

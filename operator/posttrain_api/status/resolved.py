@@ -182,6 +182,25 @@ class ResolvedEvaluation(Model):
     keep_best: bool | None = optional("Whether the best model is kept", example=False)
 
 
+class ResolvedGuardRule(Model):
+    """spec.guards.rules[]."""
+
+    metric: Annotated[str, Field(max_length=64)] | None = optional("Metric", example="kl")
+    above: float | None = optional("Largest value", example=0.5)
+    below: float | None = optional("Smallest value", example=0.01)
+    for_steps: int | None = optional("Steps running that it must be broken in", unit="steps", example=3)
+    action: Word | None = optional("What follows", example="Fail")
+
+
+class ResolvedGuards(Model):
+    """spec.guards, with the rules that every job of the stage has."""
+
+    non_finite: Word | None = optional("What follows of NaN and infinity", example="Fail")
+    rules: Annotated[tuple[ResolvedGuardRule, ...], Field(max_length=18)] | None = optional(
+        "Bounds of metrics", example=[{"metric": "kl", "above": 0.5, "forSteps": 3, "action": "Fail"}]
+    )
+
+
 class ResolvedCheckpoint(Model):
     """spec.checkpoint."""
 
@@ -252,6 +271,7 @@ class ResolvedSpec(Model):
     critic: ResolvedCritic | None = optional("PPO's critic", example={"shared": True})
     deepspeed: ResolvedDeepSpeed | None = optional("DeepSpeed", example={"zeroStage": "Auto"})
     evaluation: ResolvedEvaluation | None = optional("Evaluation", example={"everySteps": 100})
+    guards: ResolvedGuards | None = optional("Bounds of metrics", example={"nonFinite": "Fail"})
     checkpoint: ResolvedCheckpoint | None = optional("Saved states", example={"everySeconds": 1800})
     output: ResolvedOutput | None = optional("Export", example={"mergeAdapter": False})
     storage: ResolvedStorage | None = optional("Storage", example={"uri": "pvc://runs/my-job/3f0c"})

@@ -19,6 +19,7 @@ from posttrain_api.trainer import JobIdentity, TrainerConfig
 from posttrain_operator.plan import objectives, online, pods
 from posttrain_operator.plan.chain import ModelPlace
 from posttrain_operator.plan.context import Context, context_of
+from posttrain_operator.plan.guards import guarded
 from posttrain_operator.plan.model import model_config, model_place, reference_config, reference_place
 from posttrain_operator.plan.resolved import Chosen, resolved_values
 from posttrain_operator.plan.rewards import RewardPlace, reward_configs, reward_places
@@ -43,7 +44,7 @@ def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) 
         raise ValueError(f"job {job.name} has no uid yet")
     context = context_of(job, settings, parents)
     locations = _Locations.of(context)
-    config = _trainer_config(context, locations)
+    config = guarded(context, _trainer_config(context, locations))
     pod = pods.resources(context, config.topology)
     place = pods.placement(context)
     image = job.spec.image or settings.trainer_image
@@ -53,7 +54,8 @@ def build_plan(job: Job, settings: PlanSettings, parents: Mapping[str, Parent]) 
         image_pull_policy=settings.image_pull_policy,
         resources=pod,
         placement=place,
-        storage_claim=job.spec.storage.claim_name,
+        storage_claim=job.storage_claim,
+        new_claim=pods.new_claim(context),
         claims=locations.all("claims"),
         config_maps=locations.all("config_maps"),
         secrets=locations.all("secrets"),
@@ -138,7 +140,7 @@ def _trainer_config(context: Context, locations: _Locations) -> TrainerConfig:
         merge_adapter=bool(spec.output and spec.output.merge_adapter),
         topology=pods.topology(context),
         run_dir=posixpath.join(context.settings.storage_dir, folder),
-        run_uri=f"pvc://{spec.storage.claim_name}/{folder}",
+        run_uri=f"pvc://{job.storage_claim}/{folder}",
         work_dir=context.settings.work_dir,
         grace_seconds=pods.grace_seconds(context, model.scratch),
     )
@@ -149,5 +151,6 @@ def _hash(plan: Plan) -> str:
         field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in ("config", "spec_hash")
     }
     rest |= {"resources": asdict(plan.resources), "placement": asdict(plan.placement)}
+    rest["new_claim"] = asdict(plan.new_claim) if plan.new_claim else None
     values = {**rest, "config": plan.config.to_wire()}
     return "sha256:" + hashlib.sha256(canonical_json(values).encode()).hexdigest()

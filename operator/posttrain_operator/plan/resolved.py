@@ -55,6 +55,7 @@ def resolved_values(config: TrainerConfig, chosen: Chosen) -> dict[str, Any]:
         **_objective(config),
         "deepspeed": _deepspeed(config),
         "evaluation": config.evaluation.to_wire() if config.data.eval else None,
+        "guards": {"nonFinite": "Fail", **_rules(config)},
         "checkpoint": _checkpoint(config),
         "output": {"mergeAdapter": config.merge_adapter},
         "storage": {"uri": config.run_uri},
@@ -128,6 +129,11 @@ def _training(config: TrainerConfig) -> dict[str, Any]:
     if config.training.gradient_checkpointing != "Auto":
         values["gradientCheckpointing"] = config.training.gradient_checkpointing
     return {**values, "betas": [config.training.beta1, config.training.beta2]}
+
+
+def _rules(config: TrainerConfig) -> dict[str, Any]:
+    rules = [rule.to_wire() for rule in config.guards.rules]
+    return {"rules": rules} if rules else {}
 
 
 def _checkpoint(config: TrainerConfig) -> dict[str, Any]:
