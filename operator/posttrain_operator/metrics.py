@@ -55,6 +55,8 @@ class OperatorMetrics:
         self._latency = _histogram(registry, request, _REQUEST_SECONDS, ("method",))
         lag = ("event_loop_lag_seconds", "How late the event loop wakes up, ten times a second")
         self.loop_lag = _histogram(registry, lag, _LAG_SECONDS, ()).observe
+        tasks = Gauge(PREFIX + "event_loop_tasks", "Tasks of the event loop", registry=registry)
+        self.loop_tasks = tasks.set_function
         problem = ("kind", "problem")
         self._divergence = _counter(registry, "cache_divergence_total", "Objects that no watch has told of", problem)
         for kind, what in itertools.product(_WATCHED, ("lost", "behind")):

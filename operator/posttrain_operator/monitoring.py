@@ -5,6 +5,7 @@ Made by `app`. It only passes on: numbers are kept by `metrics`, endpoints serve
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from posttrain_operator.actions import Actions
@@ -38,6 +39,8 @@ class Monitoring:
     def follow(self, cache: Cache, queue: WorkQueue[Key], brake: Brake) -> None:
         """Once: the cache that the series of jobs are read from, and what else is asked at each scrape."""
         self._cache = cache
+        loop = asyncio.get_running_loop()
+        self.metrics.loop_tasks(lambda: len(asyncio.all_tasks(loop)))
         self.metrics.follow(lambda: len(queue), queue.waited, lambda: brake.rest)
 
     async def serve(self, settings: Settings, health: Health) -> Callable[[], Awaitable[None]]:

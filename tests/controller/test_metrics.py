@@ -222,6 +222,7 @@ async def test_the_operators_parts_are_wired_to_the_metrics() -> None:
     assert 0 <= (value(samples, "queue_oldest_seconds") or 0) < 60
     assert 90 < (value(samples, "brake_seconds") or 0) <= 125
     assert value(samples, "cache_divergence_total", kind="Pod", problem="lost") == 2
+    assert value(samples, "event_loop_tasks") == len(asyncio.all_tasks())
     assert value(samples, "event_loop_lag_seconds_bucket", le="0.2") == 0
     assert value(samples, "event_loop_lag_seconds_bucket", le="0.5") == 1
     assert value(samples, "cache_divergence_total", kind="PostTrainingJob", problem="behind") == 0
