@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from posttrain_api.guards import SAMPLER, GuardRule
@@ -35,21 +35,30 @@ class Streak:
 @dataclass(frozen=True)
 class GuardState:
     """Streaks by rule; none: nothing was looked at yet. `good`: step of the newest checkpoint from before the first
-    broken step of a rule that ends or suspends the job, None where there is none."""
+    broken step of a rule that ends or suspends the job, None where there is none. `warning`: of the rules `warned`; it
+    says how it began, and stays as it is while they are broken. `step`: the last one that was looked at."""
 
+    step: int = 0
     streaks: tuple[Streak, ...] = ()
     good: int | None = None
+    warned: tuple[int, ...] = ()
+    warning: Warned | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"streaks": [[each.count, each.since] for each in self.streaks], "good": self.good}
+        streaks = [[each.count, each.since] for each in self.streaks]
+        warning = None if self.warning is None else self.warning.to_wire()
+        warned = {"warned": list(self.warned), "warning": warning}
+        return {"step": self.step, "streaks": streaks, "good": self.good, **warned}
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any] | None) -> GuardState:
         """What `to_wire` gave; nothing of a release without guards."""
         if wire is None:
             return cls()
-        return cls(tuple(Streak(*each) for each in wire["streaks"]), wire["good"])
+        warning = None if wire["warning"] is None else Warned.model_validate(wire["warning"])
+        streaks = tuple(Streak(*each) for each in wire["streaks"])
+        return cls(wire["step"], streaks, wire["good"], tuple(wire["warned"]), warning)
 
 
 @dataclass(frozen=True)
@@ -64,10 +73,9 @@ class Tripped:
 
 @dataclass(frozen=True)
 class Looked:
-    """After a step: how things stand, what is wrong while training goes on, and what ends or suspends it."""
+    """After a step: how things stand, and what ends or suspends the job."""
 
     state: GuardState
-    warning: Warned | None = None
     tripped: Tripped | None = None
 
 
@@ -80,16 +88,22 @@ class Guards:
 
     def look(self, state: GuardState, step: int, metrics: Mapping[str, float], saved: int | None) -> Looked:
         """saved: the step of the newest checkpoint. TrainerFailure(GuardTripped) where a rule names what this step
-        should have and has not."""
+        should have and has not. A step that was looked at before it was saved is not counted twice."""
+        if step == state.step:
+            return Looked(state)
         self._check_names(step, metrics)
         before = state.streaks or (Streak(),) * len(self.rules)
         now = [self._counted(*pair, step, metrics) for pair in zip(self.rules, before, strict=True)]
         good = self._good(state, before, now, saved)
-        due = [number for number, rule in enumerate(self.rules) if now[number].count >= rule.for_steps]
-        tripped = self._tripped([self._told(number, now[number], step, metrics) for number in due], due, now, good)
-        if tripped is not None and tripped.action == "Suspend":  # resumed, each rule has all its steps again
-            now = [Streak()] * len(self.rules)
-        return Looked(GuardState(tuple(now), good), self._warning(due, now, step, metrics), tripped)
+        told = {
+            number: self._told(number, now[number], step, metrics)
+            for number, rule in enumerate(self.rules)
+            if now[number].count >= rule.for_steps
+        }
+        tripped = self._tripped(told, now, good)
+        if tripped is not None and tripped.action == "Suspend":
+            return Looked(GuardState(step, good=good), tripped)  # resumed, each rule has all its steps again
+        return Looked(self._warn(replace(state, step=step, streaks=tuple(now), good=good), told), tripped)
 
     def _check_names(self, step: int, metrics: Mapping[str, float]) -> None:
         evaluated = any(name.startswith(EVALUATION) for name in metrics)
@@ -123,35 +137,35 @@ class Guards:
         )
         return saved if not is_broken or (state.good is None and not was_broken) else state.good
 
-    def _tripped(
-        self, told: Sequence[str], due: Sequence[int], now: Sequence[Streak], good: int | None
-    ) -> Tripped | None:
+    def _tripped(self, told: Mapping[int, str], now: Sequence[Streak], good: int | None) -> Tripped | None:
         """Fail before Suspend, else the first in the order of the rules."""
-        for action in ("Fail", "Suspend"):
-            for number, message in zip(due, told, strict=True):
+        actions: tuple[Literal["Fail", "Suspend"], ...] = ("Fail", "Suspend")
+        for action in actions:
+            for number, message in told.items():
                 if self.rules[number].action == action:
                     return Tripped(action, message, now[number].since, good)
         return None
 
-    def _warning(
-        self, due: Sequence[int], now: Sequence[Streak], step: int, metrics: Mapping[str, float]
-    ) -> Warned | None:
-        warned = [number for number in due if self.rules[number].action == "Warn" and now[number].count]
+    def _warn(self, state: GuardState, told: Mapping[int, str]) -> GuardState:
+        """With the warning that holds: a new one only where other rules are broken than before."""
+        warned = tuple(number for number in told if self.rules[number].action == "Warn")
+        if warned == state.warned:
+            return state
         if not warned:
-            return None
-        first = self.rules[warned[0]]
-        told = "; ".join(self._told(number, now[number], step, metrics) for number in warned)
+            return replace(state, warned=(), warning=None)
         reason: Literal["GuardWarned", "SamplerMismatch"] = "GuardWarned"
-        if first.metric.removeprefix(EVALUATION).startswith(SAMPLER):
+        if self.rules[warned[0]].metric.startswith(SAMPLER):
             reason = "SamplerMismatch"
-        return Warned(reason=reason, message=told[:MOST], step=now[warned[0]].since)
+        message = "; ".join(told[number] for number in warned)[:MOST]
+        warning = Warned(reason=reason, message=message, step=state.streaks[warned[0]].since)
+        return replace(state, warned=warned, warning=warning)
 
     def _told(self, number: int, streak: Streak, step: int, metrics: Mapping[str, float]) -> str:
         """`kl was 12.5 at step 8, above 5 in 3 steps running since step 6 (spec.guards.rules[0])`."""
         rule = self.rules[number]
         bound = f"above {rule.above:g}" if rule.above is not None else f"below {rule.below:g}"
         value = metrics.get(rule.metric)
-        shown = f"{rule.metric} was {value:.6g} at step {step}" if value is not None else f"{rule.metric} was left"
+        shown = f"{rule.metric} was {value:.6g} at step {step}" if value is not None else f"{rule.metric} is"
         since = "" if streak.count < 2 else f" in {streak.count} steps running since step {streak.since}"
         return f"{shown}, {bound}{since} (spec.guards.rules[{number}])"
 

@@ -12,6 +12,7 @@ from posttrain_api.reasons import Reason
 from posttrain_operator.actions import Create, Delete, Event, Patch
 from posttrain_operator.status.conditions import DEFAULTS, Condition
 
+HEALTHY = Condition("True", "Training")
 ACCEPTED = Condition("True", "Accepted", "the spec is accepted and its references are resolved")
 
 
@@ -43,6 +44,10 @@ class Verdict:
         """With more writes."""
         return replace(self, create=self.create + create, patch=self.patch + patch, delete=self.delete + delete)
 
+    def telling(self, event: Event) -> Verdict:
+        """With one more event."""
+        return replace(self, events=(*self.events, event))
+
     def after(self, seconds: float | None) -> Verdict:
         """Looked at again no later than this."""
         if seconds is None or (self.requeue_after is not None and self.requeue_after <= seconds):
@@ -60,11 +65,12 @@ def starting(state: str, reason: str, message: str) -> Verdict:
     return Verdict(state, reason, message, _open(reason, message))
 
 
-def running(message: str) -> Verdict:
+def running(message: str, healthy: Condition = HEALTHY) -> Verdict:
+    """Every pod is ready and the loop has started. healthy: TrainingHealthy."""
     conditions = {
         **_open("", ""),
         "Running": Condition("True", "Training", message),
-        "TrainingHealthy": Condition("True", "Training"),
+        "TrainingHealthy": healthy,
     }
     return Verdict("Running", "Training", message, conditions)
 
