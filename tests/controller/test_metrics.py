@@ -1,5 +1,6 @@
 """The operator's metrics and probes, scraped over HTTP and read by Prometheus's own parser."""
 
+import asyncio
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
