@@ -57,11 +57,11 @@ class Settings:
 
 
 def from_environment() -> Settings:
-    """KEEP=1 keeps the cluster; STAGES=all goes on after fine-tuning; DEMO_STATE names another state folder than
+    """KEEP=1 keeps the cluster; STAGES=sft ends after fine-tuning; DEMO_STATE names another state folder than
     `state/demo` of the repository. DemoError for other stages."""
     state = Path(os.environ.get("DEMO_STATE") or ROOT / "state" / "demo")
-    stages = os.environ.get("STAGES") or "sft"
+    stages = os.environ.get("STAGES") or "all"
     if stages not in ("all", "sft"):
-        raise DemoError(f"STAGES is {stages!r}: write sft (two jobs) or all (six)")
+        raise DemoError(f"STAGES is {stages!r}: write all (six jobs) or sft (two)")
     files = SHORT if stages == "sft" else tuple(FILES)
     return Settings(state=state.resolve(), keep=os.environ.get("KEEP", "") not in ("", "0"), files=files)
