@@ -54,7 +54,7 @@ class Meter:
 async def started(world: World, environ: dict[str, str] | None = None) -> tuple[Operator, Figures]:
     """A new operator process, until it is ready and has looked at every job once."""
     before = await world.writes()
-    operator = await Operator(world.kubeconfig, world.folder, environ).ready(world.http)
+    operator = await Operator(world.kubeconfig, world.folder, environ).ready()
     await quiet(world, operator)
     now, most = memory(operator.pid)
     return operator, {

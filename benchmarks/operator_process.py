@@ -112,12 +112,16 @@ def quantile(before: Mapping[float, float], after: Mapping[float, float], share:
     return next((bound for bound, count in counts.items() if count >= wanted), float("nan"))
 
 
+def _says(log: Path, text: str) -> bool:
+    return text in log.read_text(errors="replace")
+
+
 class Operator:
-    """One operator process. `ready_seconds`: from its start until /readyz said so, once `ready` has returned."""
+    """One operator process. `ready_seconds`: from its start until it was ready, once `ready` has returned."""
 
     def __init__(self, kubeconfig: Path, folder: Path, environ: Mapping[str, str] | None = None) -> None:
         self.port, status = free_port(), free_port()
-        self.log = folder / "operator.log"
+        self.log = folder / f"operator-{time.monotonic_ns()}.log"
         settings = {
             "TRAINER_IMAGE": "trainer:bench",
             "NAMESPACE": SYSTEM,
@@ -138,17 +142,14 @@ class Operator:
     def pid(self) -> int:
         return self.process.pid
 
-    async def ready(self, http: aiohttp.ClientSession, seconds: float = 300) -> Operator:
-        """Waits for /readyz. RuntimeError with the log's end where it died, TimeoutError where it never is."""
+    async def ready(self, seconds: float = 300) -> Operator:
+        """Waits until it leads and has read all lists (its log says so: a standby is ready too). RuntimeError with the
+        log's end where it died, TimeoutError where it never is."""
         while time.monotonic() - self._started < seconds:
             self.must_run()
-            try:
-                async with http.get(f"http://127.0.0.1:{self.port}/readyz") as answer:
-                    if answer.status == 200:
-                        self.ready_seconds = time.monotonic() - self._started
-                        return self
-            except aiohttp.ClientError:
-                pass  # it does not listen yet
+            if await asyncio.to_thread(_says, self.log, "ready after"):
+                self.ready_seconds = time.monotonic() - self._started
+                return self
             await asyncio.sleep(0.05)
         raise TimeoutError(f"the operator was not ready in {seconds:.0f} s; its log: {self.log}")
 

@@ -120,7 +120,7 @@ class Soak:
     async def _start(self) -> None:
         if self._operator is None or self._operator.process.poll() is not None:
             self._operator = Operator(self._kubeconfig, self._folder, TIMES)
-        await self._operator.ready(self._http, 60)
+        await self._operator.ready(60)
 
     async def _empty(self) -> None:
         """Until no object of any job is left."""
