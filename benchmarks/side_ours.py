@@ -18,13 +18,13 @@ from posttrain_trainer import packing
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import assemble, course_of
 from posttrain_trainer.batching import Feed
-from posttrain_trainer.checkpoint import State
 from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.loop import Loop, Parts
 from posttrain_trainer.metrics import MetricsFile
 from posttrain_trainer.prepared import Prepared
 from posttrain_trainer.recorder import Observer
 from posttrain_trainer.sampler import Sampler
+from posttrain_trainer.state import State
 from posttrain_trainer.tokenset import Example, TokenSet, TokenSetWriter
 
 

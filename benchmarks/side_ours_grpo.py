@@ -15,10 +15,10 @@ from benchmarks.side_ours import assembled, configuration, prepared_as
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import packing
 from posttrain_trainer.assemble import course_of
-from posttrain_trainer.checkpoint import State
 from posttrain_trainer.loop import Loop
 from posttrain_trainer.online import Collector
 from posttrain_trainer.sampler import Sampler
+from posttrain_trainer.state import State
 from posttrain_trainer.tokenset import Example, TokenSetWriter
 
 

@@ -25,12 +25,12 @@ from posttrain_api.records import DataReport, Resolved
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.assemble import assemble, course_of
-from posttrain_trainer.checkpoint import State
 from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.loop import Loop, Parts
 from posttrain_trainer.metrics import MetricsFile
 from posttrain_trainer.microbatch import MicroBatch
 from posttrain_trainer.prepared import Prepared
+from posttrain_trainer.state import State
 from posttrain_trainer.tokenset import Example, TokenSetWriter
 
 ROUND_STEPS, ROUNDS, WARM_UP, BATCH, BUDGET = 12, 5, 5, 64, 4096

@@ -22,6 +22,7 @@ from posttrain_trainer.checkpoint_choice import Place
 from posttrain_trainer.checkpoint_facts import facts_of
 from posttrain_trainer.critic_model import build_policy
 from posttrain_trainer.fence import Fence, current_attempt
+from posttrain_trainer.guards import Guards
 from posttrain_trainer.job import Job, Outside
 from posttrain_trainer.loop import Course, Parts
 from posttrain_trainer.model import check_unchanged, count
@@ -67,6 +68,7 @@ def assemble(job: Job, outside: Outside, make_optimizer: MakeOptimizer | None = 
         "algorithm": algorithm,
         "checkpoints": _checkpoints(job),
         "recorder": recorder,
+        "guards": Guards(config.guards.rules, 0 if config.critic is None else config.critic.warmup_steps),
     }
     return Parts(**common, **given), resolved
 

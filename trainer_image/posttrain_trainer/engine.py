@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from posttrain_api.reasons import Reason
 from posttrain_trainer.engine_adopt import Adopter, Written
 from posttrain_trainer.engine_config import EngineSettings, deepspeed_config
-from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.errors import NotFinite, TrainerFailure
 from posttrain_trainer.grad_norms import RoleNorms
 from posttrain_trainer.microbatch import MicroBatch
 from posttrain_trainer.optimizers import names_by_group
@@ -125,7 +125,7 @@ class Engine:
         is applied."""
         self._engine.step()
         if not self._engine.was_step_applied():
-            raise non_finite("the gradient norm")
+            raise NotFinite("grad_norm")
         buffer = getattr(self._engine.optimizer, "grad_partitions_flat_buffer", None)
         if buffer is not None:
             buffer.zero_()  # ZeRO-3 never does: a parameter without gradient would get the last step's once more
@@ -196,19 +196,10 @@ class Engine:
         total = torch.nn.utils.get_total_norm(gradients)
         self._norm = float(total)
         if not math.isfinite(self._norm):
-            raise non_finite("the gradient norm")
+            raise NotFinite("grad_norm")
         if self.settings.max_grad_norm > 0:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, total)
-
-
-def non_finite(what: str) -> TrainerFailure:
-    """The failure for NaN or infinity in `what`."""
-    return TrainerFailure(
-        Reason.NON_FINITE,
-        f"{what} is not finite; the step was not applied and the checkpoints before it are kept. "
-        "Lower training.learningRate, raise training.warmupSteps, or look at the rows of this step.",
-    )
 
 
 def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: EngineSettings) -> Any:

@@ -48,6 +48,22 @@ class TrainerFailure(Exception):
         self.message = printable(message)
 
 
+class NotFinite(TrainerFailure):
+    """A metric is NaN or infinite; raised by all ranks together, before the step is applied."""
+
+    def __init__(self, metric: str, place: str = "") -> None:
+        super().__init__(
+            Reason.NON_FINITE,
+            f"{metric} is not finite{place}. The step was not applied and the checkpoints before it are kept. Lower "
+            "training.learningRate, raise training.warmupSteps, or look at the rows of this step.",
+        )
+        self.metric = metric
+
+    def at(self, step: int, detail: str) -> NotFinite:
+        """With the step and what is known of it."""
+        return NotFinite(self.metric, f" at step {step} ({detail})")
+
+
 def classify(error: BaseException) -> tuple[Reason, str]:
     """Reason and message of any exception; the causes behind it are looked at too, the outermost known one decides."""
     for cause in _chain(error):

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
 
+from posttrain_api.reasons import Reason
 from posttrain_trainer.algorithms.base import Algorithm
 from posttrain_trainer.best import Judge
 from posttrain_trainer.checkpoint import Checkpoints, Saved
 from posttrain_trainer.engine import Engine
+from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.evaluate import Evaluation
+from posttrain_trainer.guards import Guards, ending
 from posttrain_trainer.learner import Learner
 from posttrain_trainer.metrics import Metrics, Phases, memory_bytes
 from posttrain_trainer.objective import StartLoss
@@ -26,6 +29,7 @@ from posttrain_trainer.reference import Reference
 from posttrain_trainer.roles import saved_of
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.schedule import Schedule
+from posttrain_trainer.signs import begin
 from posttrain_trainer.state import State
 from posttrain_trainer.steps import Collected, Source, Visit
 from posttrain_trainer.update import Updated, Updater
@@ -48,6 +52,7 @@ class Parts:
     """Learns beside the policy."""
     policy_idle_steps: int = 0
     """Steps in which only the critic learns."""
+    guards: Guards = field(default_factory=Guards)
 
     @property
     def learners(self) -> tuple[Learner, ...]:
@@ -88,6 +93,7 @@ class Loop:
         self._phases = Phases()
         self._updater = Updater(parts.learners, parts.reference, runtime, self._phases)
         self._saved_at = time.monotonic()
+        parts.recorder.warning = state.guards.warning
 
     @property
     def lines_written(self) -> int:
@@ -95,7 +101,9 @@ class Loop:
         return self.state.step - 1 if self._evaluation_missing() else self.state.step
 
     def run(self) -> bool:
-        """True at the end; False where the ranks agreed to stop, with everything saved. TrainerFailure(NonFinite)."""
+        """True at the end; False where the ranks agreed to stop, with everything saved. TrainerFailure(NonFinite,
+        GuardTripped, GuardSuspended) on every rank."""
+        begin()
         if self._evaluation_missing() and not self._conclude():
             return self._leave(random_state())
         while self.state.step < self._course.total_steps:
@@ -150,15 +158,44 @@ class Loop:
         """Evaluates, writes the step's line, saves, each where it is due; False where the ranks agreed to stop."""
         if self._evaluation_missing() and not self._evaluate():
             return False
+        ends = self._guard()
         self._parts.recorder.step(self.state.step, self.state.metrics or {})
         course, step = self._course, self.state.step
         late = self._runtime.first and time.monotonic() - self._saved_at >= course.save_every_seconds
-        stop, due = self._runtime.control.max([float(self._runtime.stop.requested), float(late)])
+        flags = (self._runtime.stop.requested, late, ends is not None)
+        stop, due, ended = self._runtime.control.max(list(map(float, flags)))
+        if ended:
+            self._end(ends)
         every = course.save_every_steps
         chosen = self.state.best is not None and self.state.best.step == step
         if due or chosen or step == course.total_steps or (every is not None and step % every == 0):
             self._save(random_state())
         return not stop or step == course.total_steps
+
+    def _guard(self) -> TrainerFailure | None:
+        """What the guards say ends the job, on rank 0: metrics of the clock differ from rank to rank."""
+        guards, state, parts = self._parts.guards, self.state, self._parts
+        if not guards.rules or not self._runtime.first:
+            return None
+        last = None if parts.checkpoints.last is None else parts.checkpoints.last.step
+        try:
+            looked = guards.look(state.guards, state.step, state.metrics or {}, last)
+        except TrainerFailure as failure:
+            return failure
+        self.state = replace(state, guards=looked.state)
+        parts.recorder.warning = looked.state.warning
+        if looked.tripped is None:
+            return None
+        kept = state.step if looked.tripped.action == "Suspend" else looked.tripped.good
+        return ending(looked.tripped, None if kept is None else parts.checkpoints.uri_of(kept))
+
+    def _end(self, ends: TrainerFailure | None) -> NoReturn:
+        """On every rank as rank 0 says. A suspended job goes on from the state as it is."""
+        told = None if ends is None else (ends.reason, ends.message)
+        reason, message = self._runtime.control.gather(told)[0]
+        if reason is Reason.GUARD_SUSPENDED:
+            self._save(random_state())
+        raise TrainerFailure(reason, message)
 
     def _evaluation_missing(self) -> bool:
         step, every = self.state.step, self._course.eval_every_steps

@@ -6,6 +6,7 @@ and ranks. A mean of means would depend on how rows are cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,10 @@ class Tally:
                 raise ValueError(f"{name!r} is a term of the loss and a metric")
             self._totals.add({name: value, _weight(name): weight})
         return losses
+
+    def finite(self) -> bool:
+        """Whether this rank's sums are numbers."""
+        return all(map(math.isfinite, self._totals.read()[1]))
 
     def reduce(self, control: Control, weights: Weights, further: Sequence[float] = ()) -> tuple[Metrics, list[float]]:
         """`loss`, `loss/<term>` where there are several, and the algorithm's metrics over all ranks, and the sums of

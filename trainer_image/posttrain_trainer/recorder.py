@@ -5,15 +5,16 @@ Called by the loop on every rank; only rank 0 has sinks. It measures nothing and
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from posttrain_api.records import MAX_METRICS, Best, Checkpoint, DataReport, Phase, Report, Resolved
+from posttrain_api.records import MAX_METRICS, Best, Checkpoint, DataReport, Phase, Report, Resolved, Warned
 from posttrain_trainer.metrics import Metrics, MetricsFile, StepLines, finite
-from posttrain_trainer.record import utc_now
 
 _SMOOTH = 0.9
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -58,6 +59,19 @@ class Recorder:
         """A checkpoint was committed, and so was the best evaluation so far."""
         self._send(checkpoint=saved, best=best)
 
+    @property
+    def warning(self) -> Warned | None:
+        """What is wrong while training goes on; said with every step."""
+        return self._report.warning
+
+    @warning.setter
+    def warning(self, found: Warned | None) -> None:
+        if found is not None and found != self._report.warning:
+            log.warning("%s: %s", found.reason, found.message)
+        if found is None and self._report.warning is not None:
+            log.info("over: %s", self._report.warning.message)
+        self._report = self._report.model_copy(update={"warning": found})
+
     def step(self, step: int, metrics: Metrics) -> None:
         """A step is done: its line, its numbers, and the time it was."""
         if self._file is not None:
@@ -71,7 +85,6 @@ class Recorder:
             eta_seconds=self._eta(step),
             slowest_rank=self.slowest_rank,
             metrics=dict(list(finite(metrics).items())[:MAX_METRICS]),
-            last_advance_time=utc_now(),
         )
 
     def completions(self, step: int, lines: Sequence[Mapping[str, Any]]) -> None:

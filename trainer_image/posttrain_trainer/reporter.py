@@ -254,4 +254,4 @@ def _with_facts(before: Report | None, report: Report) -> Report:
 
 
 def _is_urgent(before: Report | None, now: Report) -> bool:
-    return before is None or any(getattr(before, name) != getattr(now, name) for name in ("phase", *_FACTS))
+    return before is None or any(getattr(before, name) != getattr(now, name) for name in ("phase", "warning", *_FACTS))

@@ -160,7 +160,8 @@ def _torchrun(seen: Seen) -> Verdict:
 
 
 def _is_permanent(reason: Reason | None) -> bool:
-    return reason is not None and REASONS[reason].effect is Effect.FAILED
+    """Also of a training that a guard has suspended: it is the training's own end, whatever else has come."""
+    return reason is not None and REASONS[reason].effect in (Effect.FAILED, Effect.SUSPENDED)
 
 
 def _signal_name(number: int) -> str:

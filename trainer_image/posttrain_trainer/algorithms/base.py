@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from posttrain_trainer.experience import Experience, Floats
+from posttrain_api.measured import SAMPLING_DIFFERENCE
+from posttrain_trainer.experience import OLD, ROLLOUT, Experience, Floats
 from posttrain_trainer.microbatch import MicroBatch
 
 Needs = Literal["logp", "score", "value"]
@@ -17,6 +18,15 @@ counted token."""
 
 Measures = dict[str, tuple[Tensor, Tensor]]
 """Metric → (sum, weight), both without gradient; reported as Σ sum / Σ weight over all micro-batches and ranks."""
+
+
+def sampler_difference(logp: Tensor, micro: MicroBatch) -> Measures:
+    """|log p of the trainer − log p of the rollout engine| over tokens, of a step with one update: the policy that
+    learns is then still the one that sampled. Nothing where the collector has it already. logp: without gradient."""
+    if OLD in micro.each or ROLLOUT not in micro.each:
+        return {}
+    difference = ((logp - micro.each[ROLLOUT]) * micro.weights).abs()
+    return {SAMPLING_DIFFERENCE: (difference.sum(), micro.weights.sum())}
 
 
 class Algorithm(Protocol):

@@ -17,7 +17,7 @@ from torch import Tensor
 from posttrain_api.online import GRPOConfig
 from posttrain_trainer.advantages import ADVANTAGE, Scaling, group_advantages, overlong
 from posttrain_trainer.aggregation import Aggregation, means
-from posttrain_trainer.algorithms.base import Estimated, Measures, Needs
+from posttrain_trainer.algorithms.base import Estimated, Measures, Needs, sampler_difference
 from posttrain_trainer.experience import OLD, REFERENCE, ROLLOUT, Experience, Floats
 from posttrain_trainer.kl import k3
 from posttrain_trainer.losses import Scores
@@ -83,6 +83,7 @@ class GRPO:
             by_token["kl"] = _divergence(logp, micro)
         counted = _counted(micro)
         found = {name: ((each * counted).sum(), counted.sum()) for name, each in by_token.items()}
+        found |= sampler_difference(logp, micro)
         return {**found, **self._clip_ratios(self._ratio(logp, micro), micro, counted)}
 
     def _clip_ratios(self, ratio: Tensor, micro: MicroBatch, counted: Tensor) -> Measures:

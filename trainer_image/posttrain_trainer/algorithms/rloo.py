@@ -13,7 +13,7 @@ from torch import Tensor
 
 from posttrain_api.online import RLOOConfig
 from posttrain_trainer.advantages import ADVANTAGE, leave_one_out, normalized, sums
-from posttrain_trainer.algorithms.base import Estimated, Measures, Needs
+from posttrain_trainer.algorithms.base import Estimated, Measures, Needs, sampler_difference
 from posttrain_trainer.experience import OLD, REFERENCE, Experience
 from posttrain_trainer.losses import Scores
 from posttrain_trainer.microbatch import MicroBatch
@@ -63,7 +63,8 @@ class RLOO:
         low, high = below(ratio, advantage, self._clip), above(ratio, advantage, self._clip)
         shares = {"low_mean": low, "high_mean": high, "region_mean": low + high}
         clips = {f"clip_ratio/{name}": ((micro.rows * each).sum(), micro.rows.sum()) for name, each in shares.items()}
-        return {"entropy": ((out[1] * micro.weights).sum(), micro.weights.sum()), **clips}
+        measured = {**sampler_difference(out[0].detach(), micro), **clips}
+        return {"entropy": ((out[1] * micro.weights).sum(), micro.weights.sum()), **measured}
 
 
 def _ratio(logp: Tensor, micro: MicroBatch) -> Tensor:
