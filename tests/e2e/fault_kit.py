@@ -39,13 +39,14 @@ def install(bench: Bench) -> None:
     bench.apply({**scores, "data": {"reward.py": SCORES}})
 
 
+def paced(name: str, seconds: float) -> list[Manifest]:
+    """The environment of a job with the saboteur in it, and its pause before each step."""
+    variables = {"PYTHONPATH": "/claims/runs/saboteur", "SABOTAGE": name, "SABOTAGE_PACE": str(seconds)}
+    return [{"name": key, "value": value} for key, value in variables.items()]
+
+
 def two_pods(name: str, stage: str, **changes: Any) -> Manifest:
     """SFT or GRPO on two pods, slow enough to be hit in the middle."""
-    environment = [
-        {"name": "PYTHONPATH", "value": "/claims/runs/saboteur"},
-        {"name": "SABOTAGE", "value": name},
-        {"name": "SABOTAGE_PACE", "value": str(PACE[stage])},
-    ]
     online: Manifest = {
         "algorithm": "GRPO",
         "data": {"train": [{"uri": "pvc://runs/data/prompts.jsonl"}], "maxLength": 64},
@@ -58,7 +59,7 @@ def two_pods(name: str, stage: str, **changes: Any) -> Manifest:
         name,
         TINY_SFT,
         stage=stage,
-        env=environment,
+        env=paced(name, PACE[stage]),
         checkpoint={"everySteps": EVERY[stage]},
         resources={"nodes": 2},
         runPolicy={"terminationGracePeriodSeconds": GRACE},
@@ -151,15 +152,18 @@ def resumed_at(bench: Bench, name: str) -> int:
     return 0
 
 
-def operator(bench: Bench, replicas: int) -> None:
-    """Scales the operator and waits until it is so."""
-    bench.cluster.kubectl("-n", OPERATOR_NAMESPACE, "scale", f"deployment/{RELEASE}", f"--replicas={replicas}")
-    pods = ("get", "pods", "-l", "app.kubernetes.io/name=posttrain-operator", "-o", "name")
+def operator(bench: Bench, replicas: int, *deletion: str) -> None:
+    """Scales the operator and waits until it is so; `deletion`: how its pods are ended, where not gently."""
+    name, pods = f"deployment/{RELEASE}", ("pods", "-l", "app.kubernetes.io/name=posttrain-operator")
+    bench.cluster.kubectl("-n", OPERATOR_NAMESPACE, "scale", name, f"--replicas={replicas}")
+    if deletion:
+        bench.cluster.kubectl("-n", OPERATOR_NAMESPACE, "delete", *pods, *deletion)
     deadline = time.monotonic() + 60
-    while (
-        len(bench.cluster.kubectl("-n", OPERATOR_NAMESPACE, *pods).split()) != replicas and time.monotonic() < deadline
-    ):
+    while time.monotonic() < deadline:
+        if len(bench.cluster.kubectl("-n", OPERATOR_NAMESPACE, "get", *pods, "-o", "name").split()) == replicas:
+            return
         time.sleep(0.5)
+    raise AssertionError(f"the operator was not scaled to {replicas}")
 
 
 Strike = Callable[[Hit], None]

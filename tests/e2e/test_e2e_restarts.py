@@ -1,70 +1,88 @@
-"""What happens to a running job when something dies: nothing saved is lost, no step is done twice or left out."""
+"""What happens to a running job when something dies: nothing saved is lost, no step is done twice or left out.
+
+Each fault once, on small jobs that run beside each other; on two pods, for SFT and GRPO, with equal weights, all of them
+are in test_fault_matrix.
+"""
 
 from __future__ import annotations
 
-import os
 import signal
+import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import fault_kit
 import pytest
-from e2e_kit import OPERATOR_NAMESPACE, Bench, Manifest, condition, job, restarts, step
+from e2e_kit import Bench, Manifest, condition, job, restarts, step
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-STEPS, EVERY = 600, 40
+STEPS, EVERY, PACE = 80, 10, 0.15
 PATIENCE = 600
+STRUCK = {"killed": "ProcessKilled", "unwatched": "ProcessKilled", "evicted": "Preempted", "hungry": "OutOfMemory"}
+"""Job and what its restart is for."""
+FREE = ("evicted",)
 
 
 def long_job(name: str, **resources: int) -> Manifest:
     """Trains long enough to be hit in the middle, with a checkpoint now and then."""
-    return job(
-        name, training={"maxSteps": STEPS, "batchSize": 64}, checkpoint={"everySteps": EVERY}, resources=resources
-    )
+    made = job(name, training={"maxSteps": STEPS}, checkpoint={"everySteps": EVERY}, resources=resources)
+    made["spec"]["env"] = fault_kit.paced(name, PACE)
+    return made
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Three jobs, each hit in the middle by something else, and their status before or at that moment."""
+    """Jobs that were each hit in the middle by something else, and their status before or at that moment."""
 
     bench: Bench
-    killed: dict[str, Any]
+    struck: dict[str, dict[str, Any]]
     suspended: dict[str, Any]
     orphaned: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def seen(bench: Bench) -> Seen:
-    """Hits all three while they run beside each other; the tests look at how they ended."""
-    bench.apply(long_job("killed", gpusPerNode=2), long_job("paused"))
-    killed = bench.until("killed", lambda status: step(status) >= EVERY + 1)
-    os.kill(rank_process(bench, "killed", 1), signal.SIGKILL)
-    bench.until("paused", lambda status: step(status) >= 2)
-    bench.kubectl("patch", "ptj", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
-    bench.apply(long_job("orphaned"))
-    suspended = bench.until("paused", lambda status: status.get("state") == "Suspended" and not bench.pods("paused"))
-    bench.kubectl("patch", "ptj", "paused", "--type=merge", "-p", '{"spec":{"suspend":false}}')
-    bench.until("killed", lambda status: status.get("attempt", {}).get("number") == 2)
+    """Hits all of them while they run beside each other; the tests look at how they ended."""
+    fault_kit.install(bench)
+    bench.apply(long_job("killed", gpusPerNode=2), long_job("evicted"), long_job("hungry"), long_job("paused"))
+    struck = {name: bench.until(name, saved, PATIENCE) for name in ("killed", "evicted", "hungry")}
+    fault_kit.Hit(bench, "killed").signal_rank(1, signal.SIGKILL)
+    bench.kubectl("delete", "pod", "evicted-master-0", "--wait=false")
+    bench.cluster.ask("oom", pod="hungry-master-0", namespace=bench.namespace)
+    suspended = pause(bench, "paused")
+    bench.apply(long_job("unwatched"), long_job("orphaned"))
+    for name in struck:
+        bench.until(name, lambda status: status.get("attempt", {}).get("number") == 2, PATIENCE)
+    struck["unwatched"] = bench.until("unwatched", saved, PATIENCE)
     orphaned = bench.until("orphaned", lambda status: step(status) >= 1)
-    operator = ("-l", "app.kubernetes.io/name=posttrain-operator", "--grace-period=0", "--force")
-    bench.cluster.kubectl("-n", OPERATOR_NAMESPACE, "delete", "pod", *operator)
-    return Seen(bench, killed, suspended, orphaned)
+    without_operator(bench, "unwatched")
+    return Seen(bench, struck, suspended, orphaned)
 
 
-def rank_process(bench: Bench, name: str, rank: int) -> int:
-    """The pid, on this machine, of a rank of a one-pod job; its storage tells it from a job of another cluster."""
-    wanted = {f"POSTTRAIN_POD_NAME={name}-master-0".encode(), f"RANK={rank}".encode(), f"LOCAL_RANK={rank}".encode()}
-    uid = str(bench.get("ptj", name)["metadata"]["uid"])
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = set((folder / "environ").read_bytes().split(b"\0"))
-            ours = uid in (folder / "root/etc/posttrain/config/config.json").read_text()
-        except OSError:  # ended meanwhile, another user's, or no container of a job
-            continue
-        if ours and wanted <= variables:
-            return int(folder.name)
-    raise AssertionError(f"no process of rank {rank} of {name}")
+def saved(status: dict[str, Any]) -> bool:
+    """Whether there is something to go on from, and steps after it."""
+    return fault_kit.last_saved(status) >= EVERY and step(status) > fault_kit.last_saved(status)
+
+
+def pause(bench: Bench, name: str) -> dict[str, Any]:
+    """Suspends and resumes; the status between the two."""
+    bench.until(name, lambda status: step(status) >= 2, PATIENCE)
+    bench.kubectl("patch", "ptj", name, "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    status = bench.until(name, lambda status: status.get("state") == "Suspended" and not bench.pods(name))
+    bench.kubectl("patch", "ptj", name, "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    return status
+
+
+def without_operator(bench: Bench, name: str) -> None:
+    """The operator dies, a rank dies while it is away, the operator comes back."""
+    fault_kit.operator(bench, 0, "--grace-period=0", "--force")
+    before = {pod["metadata"]["uid"] for pod in bench.pods(name)}
+    fault_kit.Hit(bench, name).signal_rank(0, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while before & {pod["metadata"]["uid"] for pod in bench.pods(name)} and time.monotonic() < deadline:
+        time.sleep(0.5)
+    fault_kit.operator(bench, 1)
 
 
 def whole(bench: Bench, name: str) -> None:
@@ -72,16 +90,15 @@ def whole(bench: Bench, name: str) -> None:
     assert [line["step"] for line in bench.metrics(name) if "loss" in line] == list(range(1, STEPS + 1))
 
 
-def test_a_killed_rank_restarts_the_job_from_its_checkpoint(seen: Seen) -> None:
-    status = seen.bench.succeeded("killed", PATIENCE)
-    assert restarts(status) == 1, seen.bench.story("killed")
-    assert status["restarts"]["byCause"] == {"ProcessKilled": 1}
-    assert status["attempt"]["number"] == 2
-    assert set(status["attempt"]["podUIDs"]).isdisjoint(seen.killed["attempt"]["podUIDs"])
-    whole(seen.bench, "killed")
-    assert f"step-{EVERY:06d}" in seen.bench.kubectl("logs", "killed-master-0") or "resum" in seen.bench.kubectl(
-        "logs", "killed-master-0"
-    )
+@pytest.mark.parametrize("name", STRUCK)
+def test_it_restarts_from_its_checkpoint(seen: Seen, name: str) -> None:
+    status, story = seen.bench.succeeded(name, PATIENCE), seen.bench.story(name)
+    assert status["restarts"]["byCause"] == {STRUCK[name]: 1}, story
+    assert restarts(status) == (0 if name in FREE else 1), story
+    assert status["attempt"]["number"] == 2, story
+    assert set(status["attempt"]["podUIDs"]).isdisjoint(seen.struck[name]["attempt"]["podUIDs"])
+    whole(seen.bench, name)
+    assert fault_kit.resumed_at(seen.bench, name) >= fault_kit.last_saved(seen.struck[name]), story
 
 
 def test_suspend_saves_and_resume_goes_on(seen: Seen) -> None:
