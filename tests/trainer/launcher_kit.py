@@ -47,12 +47,12 @@ class Pod:
                 [sys.executable, "-m", "posttrain_trainer"], env=full, stdout=out, stderr=out, start_new_session=True
             )
 
-    def end(self, timeout: float = 90) -> tuple[int, Failure | Success | None]:
+    def end(self, timeout: float = 240) -> tuple[int, Failure | Success | None]:
         code = self.process.wait(timeout)
         text = self.termination.read_text() if self.termination.exists() else None
         return code, parse_termination(text)
 
-    def wait_for(self, *files: str, timeout: float = 60) -> None:
+    def wait_for(self, *files: str, timeout: float = 180) -> None:
         paths = [Path(self.config.run_dir) / name for name in files]
         deadline = time.monotonic() + timeout
         while not all(path.exists() and path.stat().st_size for path in paths):
@@ -60,7 +60,7 @@ class Pod:
             assert time.monotonic() < deadline, self.output.read_text()
             time.sleep(0.05)
 
-    def wait_to_say(self, text: str, timeout: float = 60) -> None:
+    def wait_to_say(self, text: str, timeout: float = 180) -> None:
         deadline = time.monotonic() + timeout
         while text not in self.output.read_text():
             assert self.process.poll() is None, self.output.read_text()

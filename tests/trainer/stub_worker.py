@@ -40,6 +40,7 @@ def wait_in_a_collective() -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
+    signs.begin()
     if RANK == 0:
         Path(CONFIG.run_dir, "waiting-0").write_text(str(os.getpid()))
         dist.all_reduce(torch.zeros(1))

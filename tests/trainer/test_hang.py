@@ -59,7 +59,7 @@ def test_a_stopped_rank_cannot_answer_and_is_named_first(start: Start) -> None:
 
 def test_a_rank_blocked_in_a_collective_answers(start: Start) -> None:
     """Its main thread is in gloo and holds no Python that could run a handler."""
-    pod = start({0: ["begin", "collective"], 1: ["begin", "collective", ["sleep", 600]]})
+    pod = start({0: ["collective"], 1: ["collective", ["sleep", 600]]})
     word = failure_of(pod)
     assert word.reason is Reason.HANG
     assert "rank 0: all_reduce (distributed_c10d.py:" in word.message

@@ -51,6 +51,9 @@ class Server:
         self.received: list[tuple[float, str, dict[str, Any]]] = []
         self.answers: list[tuple[int, dict[str, str], float]] = [(200, {}, 0.0)]
         self.connections = 0
+        self.answer: dict[str, Any] = {"message": "as the test says"}
+        self.stacks: list[tuple[str, str]] = []
+        self.heartbeats = 0
         self.idle: float | None = None
         self._port = 0
         self._http: http.server.ThreadingHTTPServer | None = None
@@ -69,11 +72,16 @@ class Server:
                 outer.connections += 1
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.received.append((time.monotonic(), self.headers["Authorization"], body))
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                if "/stacks/" in self.path:
+                    outer.stacks.append((self.path, body))
+                elif self.path == "/heartbeat":
+                    outer.heartbeats += 1
+                else:
+                    outer.received.append((time.monotonic(), self.headers["Authorization"], json.loads(body)))
                 code, headers, pause = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
                 time.sleep(pause)
-                answer = b'{"message": "as the test says"}'
+                answer = json.dumps(outer.answer).encode()
                 self.send_response(code)
                 for name, value in {**headers, "Content-Length": str(len(answer))}.items():
                     self.send_header(name, value)
@@ -345,3 +353,50 @@ def test_a_metric_that_is_no_number_does_not_cost_the_report(server: Server, rep
     reporter.report(training(1).model_copy(update={"metrics": {"loss": 1.0, "grad_norm": float("inf")}}))
     until(lambda: len(server.received) == 1)
     assert server.received[0][2]["metrics"] == {"loss": 1.0}
+
+
+def test_how_long_ago_is_worked_out_when_it_is_said(server: Server, reporter: Reporter) -> None:
+    """The report waits, is repeated as a heartbeat, or tried again: its age grows meanwhile."""
+    reporter.advanced(time.monotonic() - 100)
+    reporter.report(training(1))
+    until(lambda: len(server.received) == 3)
+    idle = [body["idleSeconds"] for _, _, body in server.received]
+    assert idle[0] >= 100
+    assert idle[2] - idle[0] == pytest.approx(server.received[2][0] - server.received[0][0], abs=0.3)
+
+
+def test_a_pod_without_reports_sends_heartbeats_and_hears_wishes(server: Server, reporter: Reporter) -> None:
+    reporter.beat()
+    until(lambda: server.heartbeats == 1)
+    assert not reporter.wishes.dump
+    server.answer = {"dump": True, "stallSeconds": 60}
+    until(lambda: reporter.wishes.dump)
+    assert reporter.wishes.stall_seconds == 60
+    assert server.received == []
+
+
+def test_a_report_is_answered_with_wishes_too(server: Server, reporter: Reporter) -> None:
+    server.answer = {"dump": True, "stallSeconds": "soon"}
+    reporter.report(training(1))
+    until(lambda: reporter.wishes.dump)
+    assert reporter.wishes.stall_seconds is None
+
+
+def test_stacks_are_sent_until_the_server_has_them(server: Server, reporter: Reporter) -> None:
+    reporter.beat()
+    until(lambda: server.heartbeats == 1)
+    server.answers = [(503, {}, 0.0), (200, {}, 0.0)]
+    reporter.stacks(3, "where\nthread")
+    until(lambda: len(server.stacks) == 2)
+    assert server.stacks[1] == ("/stacks/3", "where\nthread")
+    until(lambda: server.heartbeats == 2)  # and once is enough
+    assert len(server.stacks) == 2
+
+
+def test_stacks_that_nobody_wants_any_more_end_no_reporting(server: Server, reporter: Reporter) -> None:
+    reporter.beat()
+    until(lambda: server.heartbeats == 1)
+    server.answers = [(409, {}, 0.0), (200, {}, 0.0)]
+    reporter.stacks(0, "where")
+    until(lambda: server.heartbeats == 2)
+    assert len(server.stacks) == 1
