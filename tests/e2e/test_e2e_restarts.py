@@ -1,7 +1,7 @@
 """What happens to a running job when something dies: nothing saved is lost, no step is done twice or left out.
 
-Each fault once, on small jobs that run beside each other; on two pods, for SFT and GRPO, with equal weights, all of them
-are in test_fault_matrix.
+Each fault once, on small jobs that run beside each other. On two pods, for SFT and GRPO and with equal weights, all of
+them are in test_fault_matrix.
 """
 
 from __future__ import annotations
