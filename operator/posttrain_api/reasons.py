@@ -18,6 +18,8 @@ class Effect(StrEnum):
     STALLED = "Stalled"
     FAILED = "Failed"
     RESTART = "Restart"
+    WARNING = "Warning"
+    """An event only."""
 
 
 class Budget(StrEnum):
@@ -77,6 +79,9 @@ class Reason(StrEnum):
     PROCESS_KILLED = "ProcessKilled"
     NODE_LOST = "NodeLost"
     TRAINER_ERROR = "TrainerError"
+
+    GRACE_PERIOD_TOO_SHORT = "GracePeriodTooShort"
+    CHECKPOINT_REFUSED = "CheckpointRefused"
 
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     RESTART_BUDGET_EXHAUSTED = "RestartBudgetExhausted"
@@ -151,8 +156,9 @@ def _table() -> dict[Reason, ReasonInfo]:
     }
     # Above 127: below, the training-operator would fail the job before ours can suspend it.
     suspended[Reason.GUARD_SUSPENDED] = ReasonInfo(Effect.SUSPENDED, 163)
+    warnings = dict.fromkeys((Reason.GRACE_PERIOD_TOO_SHORT, Reason.CHECKPOINT_REFUSED), ReasonInfo(Effect.WARNING))
     permanent_infos = {reason: ReasonInfo(Effect.FAILED, code) for reason, code in permanent.items()}
-    return {**suspended, **stalled, **failed, **permanent_infos, **retryable}
+    return {**suspended, **stalled, **failed, **permanent_infos, **retryable, **warnings}
 
 
 REASONS: dict[Reason, ReasonInfo] = _table()

@@ -22,6 +22,8 @@ MAX_REPORT_BYTES = 16384
 MAX_METRICS = 32
 MAX_STACKS_BYTES = 16384
 """Of the stacks of one rank, as they are sent and stored."""
+MAX_STACKS = 64
+"""Ranks of a job whose stacks are shown in its status."""
 MAX_WHERE = 256
 """Characters of the one line that says where a rank is; the first line of its stacks."""
 
@@ -44,13 +46,17 @@ Refusals = Annotated[dict[Annotated[str, Field(max_length=64)], Whole], Field(ma
 
 
 class Checkpoint(Model):
-    """A committed checkpoint. `time` is RFC 3339 in UTC; `digest` is that of its manifest."""
+    """A committed checkpoint. `time` is RFC 3339 in UTC; `digest` is that of its manifest; `save_seconds`: from the
+    moment the ranks began to save it until it was committed (None: not measured); `refused`: why newer ones were not
+    resumed from, where an attempt fell back to this one."""
 
     step: Whole
     time: Time
     uri: str = Field(max_length=1024)
     size_bytes: Whole
     digest: str = Field(max_length=80)
+    save_seconds: float | None = Field(default=None, ge=0)
+    refused: str | None = Field(default=None, max_length=1024)
 
 
 class Best(Model):

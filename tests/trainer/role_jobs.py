@@ -25,6 +25,7 @@ from posttrain_trainer.checkpoint_choice import Place
 from posttrain_trainer.checkpoint_facts import facts_of
 from posttrain_trainer.critic_model import build_critic, build_policy
 from posttrain_trainer.engine import Engine, Trained
+from posttrain_trainer.engine_adopt import Written
 from posttrain_trainer.engine_config import EngineSettings
 from posttrain_trainer.export import Finished, export
 from posttrain_trainer.fence import Fence
@@ -46,7 +47,7 @@ SAVED = State(step=2, online=OnlineState(cursor=12, kl_coefficient=0.07))
 @dataclass(frozen=True)
 class Case:
     """How two roles are trained. clip 0: not; idle: updates in which only the critic learns; resume: after two updates
-    everything is made anew from a checkpoint."""
+    everything is made anew from a checkpoint; adopt: whose state is taken over by name."""
 
     plan: str
     zero: int = 0
@@ -56,6 +57,7 @@ class Case:
     idle: int = 0
     adam: bool = False
     resume: bool = False
+    adopt: bool = False
     export: bool = False
 
 
@@ -108,6 +110,11 @@ class Job:
         """Saved, and made anew from what was saved."""
         self.checkpoints().save(saved_of(roles.engine, roles.critic), SAVED, random_state())
         new = self.roles()
+        if self.case.adopt:
+            checkpoints = self.folder / "checkpoints" / "step-000002"
+            written = Written(self.runtime.ranks, self.case.zero)
+            saved_of(new.engine, new.critic).adopt(checkpoints, written)
+            return new
         assert self.checkpoints().resume(saved_of(new.engine, new.critic)) == SAVED
         return new
 

@@ -101,9 +101,20 @@ def test_no_whole_one_left_is_an_error(again: Any) -> None:
     assert _steps(Path(again.run_dir)) == [6, 4]
 
 
-def test_all_torn_is_a_fresh_start(again: Any, finished: Path) -> None:
+def test_what_was_committed_and_is_lost_is_an_error(again: Any) -> None:
+    """Steps that were reported as saved are not done again in silence."""
     for step in (4, 6):
         (Path(again.run_dir) / "checkpoints" / f"step-00000{step}" / "manifest.json").unlink()
+    assert "step 6 was committed there, and no checkpoint is left" in _refused(again)
+    shutil.rmtree(Path(again.run_dir) / "checkpoints")
+    assert "step 6 was committed there, and no checkpoint is left" in _refused(again)
+
+
+def test_what_was_never_committed_is_a_fresh_start(again: Any, finished: Path) -> None:
+    """As a save leaves it that was killed before the first commit."""
+    for step in (4, 6):
+        (Path(again.run_dir) / "checkpoints" / f"step-00000{step}" / "manifest.json").unlink()
+    (Path(again.run_dir) / "committed.json").unlink()
     succeed(again, attempt=2)
     assert _resumed_at(again) is None
     assert exported(again) == exported(_job(finished))
@@ -133,7 +144,9 @@ def test_another_configuration_is_refused(again: Any, changes: dict[str, Any], s
 
 
 def test_another_world_size_is_refused(again: Any) -> None:
-    assert "world size is 1 there and 2 here" in _refused(again, ranks=2)
+    said = _refused(again, ranks=2)
+    assert "world size is 1 there and 2 here" in said
+    assert "goes on in a new job, whose checkpoint.from names this one" in said
 
 
 def test_another_model_is_refused(again: Any) -> None:

@@ -134,6 +134,7 @@ def test_replacing_a_checkpoint_never_leaves_none(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         _write(tmp_path, 3, attempt=2, text="second")
     monkeypatch.undo()
+    files.bring_back(tmp_path)
     files.remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
     entry = files.committed(tmp_path)[0]

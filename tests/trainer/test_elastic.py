@@ -51,8 +51,7 @@ def _folder(root: Path, name: str, number: int) -> Path:
 
 
 def _make(root: Path, name: str, cell: Cell, number: int, ranks: int) -> Path:
-    """Job `number` of a training, from 0. The first one is never disturbed: it runs to the end, keeping all on its way.
-    """
+    """Job `number` of a training, from 0. The first one is never disturbed: it runs to the end and keeps all."""
     folder = _folder(root, name, number)
     changes: dict[str, Any] = {}
     if number > 0:

@@ -109,3 +109,10 @@ def test_a_library_that_tells_no_file() -> None:
         raise PermissionError("Failed to open local file")
     with pytest.raises(ValueError, match="another"), readable(Reason.DATASET_NOT_FOUND, "a.parquet"):
         raise ValueError("another error goes on")
+
+
+def test_a_read_only_storage_is_not_said_to_be_full() -> None:
+    reason, message = classify(OSError(errno.EROFS, "Read-only file system", "/storage/x"))
+    assert reason is Reason.STORAGE_READ_ONLY
+    assert message.startswith("/storage/x: the volume is mounted read-only. ")
+    assert "empty" not in message

@@ -30,7 +30,7 @@ IDLE, SAVED_AFTER = 1, 2
 
 def _case(name: str) -> Case:
     """A name is `<kind>-<plan>-z<stage>`; kinds: LoRA (or Full); again: with gradient checkpointing; idle: AdamW, the
-    policy joins later; resumed: the same, from a checkpoint; clipped."""
+    policy joins later; resumed: the same, from a checkpoint; adopted: from one that is taken over by name; clipped."""
     kind, plan, zero = name.split("-")
     return Case(
         plan,
@@ -38,9 +38,10 @@ def _case(name: str) -> Case:
         tuning="Full" if kind == "Full" else "LoRA",
         checkpointing=kind == "again",
         clip=CLIP if kind == "clipped" else 0.0,
-        idle=IDLE if kind in ("idle", "resumed") else 0,
-        adam=kind in ("idle", "resumed"),
-        resume=kind == "resumed",
+        idle=IDLE if kind in ("idle", "resumed", "adopted") else 0,
+        adam=kind in ("idle", "resumed", "adopted"),
+        resume=kind in ("resumed", "adopted"),
+        adopt=kind == "adopted",
         export=name in EXPORTED,
     )
 
@@ -51,12 +52,14 @@ NAMES = {
         *("LoRA-separate-z0", "again-separate-z3", "Full-separate-z0", "Full-separate-z2"),
         *("again-shared-z0", "again-shared-z1", "LoRA-shared-z3"),
         *("idle-separate-z0", "idle-shared-z0", "resumed-separate-z0", "clipped-shared-z0", "clipped-shared-z3"),
+        *("adopted-separate-z0", "adopted-shared-z0"),
     ],
     2: [
         *("LoRA-separate-z0", "LoRA-separate-z2", "Full-separate-z1", "Full-separate-z3"),
         *("LoRA-shared-z0", "LoRA-shared-z1", "LoRA-shared-z2", "again-shared-z2", "again-shared-z3"),
         *("idle-separate-z0", "idle-separate-z2", "idle-shared-z2", "idle-shared-z3"),
         *("resumed-separate-z2", "resumed-shared-z2", "resumed-shared-z3", "clipped-shared-z1"),
+        *("adopted-separate-z2", "adopted-shared-z2", "adopted-shared-z3"),
     ],
 }
 """By the number of ranks: each stage on both plans, and each property where it is at risk."""
@@ -174,10 +177,10 @@ def test_one_clip_covers_both(trained: dict[int, Path], plain: dict[str, Any], r
         torch.testing.assert_close(found["weights"][1][key] - start, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(("ranks", "name"), _cells("resumed"))
+@pytest.mark.parametrize(("ranks", "name"), _cells("resumed", "adopted"))
 def test_resume_is_bit_exact(trained: dict[int, Path], ranks: int, name: str) -> None:
     """Both roles, in one checkpoint."""
-    whole = _found(trained[ranks], name.replace("resumed", "idle"))
+    whole = _found(trained[ranks], name.replace("resumed", "idle").replace("adopted", "idle"))
     resumed = _found(trained[ranks], name)
     for key, value in whole["weights"][UPDATES].items():
         assert torch.equal(resumed["weights"][UPDATES][key], value), key

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from posttrain_trainer.record import utc_now
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.signs import growing
 from posttrain_trainer.state import State
-from posttrain_trainer.storage import has_room, storage_failure
+from posttrain_trainer.storage import has_room, make_room, storage_failure
 
 STATE = "trainer.json"
 _OTHERWISE = (
@@ -54,12 +55,10 @@ class Saved(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one run. `last`: the newest that this attempt resumed from or committed; `refused`: why newer
-    ones than it were not resumed from."""
+    """The checkpoints of one run. `last`: the newest that this attempt resumed from or committed."""
 
     def __init__(self, place: Place, runtime: Runtime, facts: Facts, fence: Fence) -> None:
         self.last: Checkpoint | None = None
-        self.refused: tuple[str, ...] = ()
         self.fence = fence
         self._place = place
         self._runtime = runtime
@@ -70,7 +69,8 @@ class Checkpoints:
         """Loads the newest whole checkpoint; State() for a fresh start. TrainerFailure(CheckpointIncompatible)."""
         self._prepare_root()
         choice = self._chooser.choose()
-        self.refused = choice.refused
+        if self._runtime.first:
+            files.remove_unfinished(self._place.root)
         if choice.chosen is None:
             return State()
         chosen, own = choice.chosen, choice.chosen.folder.parent == self._place.root
@@ -79,7 +79,8 @@ class Checkpoints:
         self._load(saved, chosen.folder, facts, state.step)
         log.info("resumed from %s at step %d", chosen.folder, state.step)
         if own:
-            self.last = self._describe(chosen)
+            refused = "; ".join(choice.refused)[:1024]
+            self.last = self._describe(chosen).model_copy(update={"refused": refused or None})
         return state
 
     def _load(self, saved: Saved, folder: Path, facts: Facts, step: int) -> None:
@@ -139,12 +140,12 @@ class Checkpoints:
             log.warning("the storage is nearly full, but nothing is removed: the newest is damaged: %s", problem)
         elif self._runtime.first:
             self.fence.check()
-            removed = [folder.name for folder in files.prune(root, 1, state.spared)]
+            removed = make_room(root, newest, state.spared)
             log.warning("%s: no room for another checkpoint; removed before it is written: %s", root, removed or "none")
 
     def _write(self, temporary: Path, saved: Saved, state: State, random_state: dict[str, Any]) -> Committed | None:
         """The committed checkpoint on rank 0, None on the others."""
-        runtime = self._runtime
+        runtime, began = self._runtime, time.monotonic()
         if runtime.first:
             self.fence.check()
             shutil.rmtree(temporary, ignore_errors=True)
@@ -160,7 +161,10 @@ class Checkpoints:
         if not runtime.first:
             return None
         listed = {name: entry for part in parts for name, entry in part.items()}
-        manifest = Manifest(step=state.step, time=utc_now(), attempt=self.fence.attempt, files=listed)
+        took = round(time.monotonic() - began, 3)
+        manifest = Manifest(
+            step=state.step, time=utc_now(), attempt=self.fence.attempt, files=listed, save_seconds=took
+        )
         final = files.folder_of(self._place.root, state.step)
         self.fence.check()
         files.commit(temporary, final, manifest)
@@ -172,7 +176,7 @@ class Checkpoints:
         if self._runtime.first:
             self.fence.check()
             self._place.root.mkdir(parents=True, exist_ok=True)
-            files.remove_unfinished(self._place.root)
+            files.bring_back(self._place.root)
         self._runtime.control.barrier()
 
     def _check(self, chosen: Committed, own: bool) -> tuple[Facts, State]:
@@ -204,6 +208,7 @@ class Checkpoints:
             uri=self.uri_of(entry.manifest.step),
             size_bytes=entry.size_bytes,
             digest=entry.digest,
+            save_seconds=entry.manifest.save_seconds,
         )
 
 

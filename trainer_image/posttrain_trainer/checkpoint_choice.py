@@ -50,6 +50,15 @@ class Choice:
     refused: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Listed:
+    """What rank 0 sees: newest first; newer ones that were committed and are not there; or why there is none."""
+
+    candidates: tuple[Committed, ...] = ()
+    lost: tuple[str, ...] = ()
+    failure: str | None = None
+
+
 class Chooser:
     """Looks at the checkpoints of a place. All ranks call every method together."""
 
@@ -61,17 +70,19 @@ class Chooser:
         """The newest whole one among the job's own, else among `start_from`'s. TrainerFailure(CheckpointIncompatible)
         where there were some and none is whole."""
         # Rank 0's list counts, whatever another node sees of the storage; and where there is none, all of them end.
-        candidates, failure = self._control.gather(self._listed())[0]
-        if failure is not None:
-            raise TrainerFailure(Reason.CHECKPOINT_INCOMPATIBLE, failure)
-        refused: list[str] = []
-        for candidate in candidates:
+        listed: _Listed = self._control.gather(self._listed())[0]
+        if listed.failure is not None:
+            raise TrainerFailure(Reason.CHECKPOINT_INCOMPATIBLE, listed.failure)
+        refused = list(listed.lost)
+        for problem in refused:
+            log.warning("checkpoint not usable: %s", problem)
+        for candidate in listed.candidates:
             problem = self.damage(candidate)
             if problem is None:
                 return Choice(candidate, tuple(refused))
             log.warning("checkpoint not usable: %s", problem)
             refused.append(problem)
-        if refused:
+        if listed.candidates:
             raise TrainerFailure(
                 Reason.CHECKPOINT_INCOMPATIBLE,
                 f"No checkpoint is whole: {'; '.join(refused)}. Restore the files, "
@@ -97,44 +108,33 @@ class Chooser:
         newest: Committed | None = self._control.gather(own[0] if own else None)[0]
         return newest
 
-    def _listed(self) -> tuple[list[Committed], str | None]:
+    def _listed(self) -> _Listed:
         if self._rank != 0:
-            return [], None
-        try:
-            return self._candidates(), None
-        except TrainerFailure as failure:
-            return [], failure.message
-
-    def _candidates(self) -> list[Committed]:
+            return _Listed()
         own = files.committed(self._place.root) if self._place.resume else []
+        # Steps that were reported as saved are not done again in silence.
+        step = committed_step(self._place.record) if self._place.resume else None
         if own:
-            return own
-        if self._place.resume:
-            self._none_lost()
-        return self._others() if self._place.start_from is not None else []
-
-    def _none_lost(self) -> None:
-        """Steps that were reported as saved are not done again in silence."""
-        step = committed_step(self._place.record)
+            folder = files.folder_of(self._place.root, step or 0)
+            lost = step is not None and step > own[0].manifest.step
+            return _Listed(tuple(own), (f"{folder}: its {files.MANIFEST} is lost",) if lost else ())
         if step is not None:
-            raise TrainerFailure(
-                Reason.CHECKPOINT_INCOMPATIBLE,
-                f"{self._place.root}: step {step} was committed there, and no checkpoint is left that has its "
-                f"{files.MANIFEST}. Restore the folder; or, to begin anew, run the job under another name.",
+            return _Listed(
+                failure=f"{self._place.root}: step {step} was committed there, and no checkpoint is left that has its "
+                f"{files.MANIFEST}. Restore the folder; or, to begin anew, run the job under another name."
             )
+        return _Listed() if self._place.start_from is None else _others(self._place.start_from)
 
-    def _others(self) -> list[Committed]:
-        folder = self._place.start_from
-        assert folder is not None
-        single = files.read_committed(folder)
-        other = [single] if single is not None else files.committed(folder)
-        if not other:
-            raise TrainerFailure(
-                Reason.CHECKPOINT_INCOMPATIBLE,
-                f"spec.checkpoint.from: {folder} holds no committed checkpoint (a folder with {files.MANIFEST}). "
-                "Give the URI that status.checkpoints.last of the other job shows.",
-            )
-        return other
+
+def _others(folder: Path) -> _Listed:
+    single = files.read_committed(folder)
+    found = (single,) if single is not None else tuple(files.committed(folder))
+    if found:
+        return _Listed(found)
+    return _Listed(
+        failure=f"spec.checkpoint.from: {folder} holds no committed checkpoint (a folder with {files.MANIFEST}). "
+        "Give the URI that status.checkpoints.last of the other job shows."
+    )
 
 
 def committed_step(record: Path) -> int | None:

@@ -20,8 +20,8 @@ WORLD_SIZE, ZERO_STAGE, OVERRIDES = "world size", "deepspeed.zeroStage", "deepsp
 @dataclass(frozen=True)
 class Facts:
     """`shape`: what the state itself depends on, needed by every resume. `layout`: how DeepSpeed has cut it into files;
-    a job that starts from another's checkpoint may cut it anew. `course`: what the rest of the training depends on; such
-    a job may set it anew."""
+    a job that starts from another's checkpoint may cut it anew. `course`: what the rest of the training depends on;
+    such a job may set it anew."""
 
     shape: dict[str, Scalar]
     layout: dict[str, Scalar]

@@ -142,13 +142,17 @@ def prune(root: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
     return [entry.folder for entry in old]
 
 
-def remove_unfinished(root: Path) -> None:
-    """Removes what attempts before left half written or half removed; one that was about to be replaced comes
-    back."""
+def bring_back(root: Path) -> None:
+    """What an attempt before was about to replace, and has not, takes its name again."""
     for path in root.glob(f"{_PREFIX}*{_OLD}*"):
         final = path.with_name(path.name.partition(_OLD)[0])
         if not final.exists():
             path.rename(final)
+
+
+def remove_unfinished(root: Path) -> None:
+    """Removes what attempts before left half written or half removed. After `bring_back`, and once it is known that
+    something else is there to go on from: what is damaged may be somebody's last hope."""
     for path in root.glob(f"{_PREFIX}*"):
         committed_once = path.name.removeprefix(_PREFIX).isdigit() and (path / MANIFEST).exists()
         if not committed_once:

@@ -18,6 +18,9 @@ from posttrain_api.reasons import Reason
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.shards import MOMENTS, WEIGHT, Flat, Shapes, State, partitioned, plain, zero3
 
+Groups = Sequence[Sequence[str]]
+"""Names of the parameters that learn, by group of the optimizer."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -29,11 +32,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Adopter:
-    """`engine`: DeepSpeed's; `groups`: names of the parameters that learn, by group of the optimizer; `rank`, `ranks`:
-    of this job."""
+    """`engine`: DeepSpeed's; `rank`, `ranks`: of this job."""
 
     engine: Any
-    groups: Sequence[Sequence[str]]
+    groups: Groups
     rank: int
     ranks: int
 
@@ -62,8 +64,8 @@ class Adopter:
         return int(self.engine.zero_optimization_stage())
 
     def _read(self, folder: Path, written: Written) -> tuple[Mapping[str, Any], State]:
-        model_name = "mp_rank_00_model_states.pt" if written.zero_stage < 3 else "zero_pp_rank_0_mp_rank_00_model_states.pt"
-        model = _load(folder / model_name)
+        first = "mp_rank_00" if written.zero_stage < 3 else "zero_pp_rank_0_mp_rank_00"
+        model = _load(folder / f"{first}_model_states.pt")
         if written.zero_stage == 0:
             return model, State(plain(model["module"], model["optimizer"], self.groups))
         shards = [_load(_shard(folder, rank))["optimizer_state_dict"] for rank in range(written.ranks)]
@@ -105,20 +107,14 @@ class Adopter:
         ours = optimizer.state_dict()
         everybody: list[Any] = [None] * self.ranks
         torch.distributed.all_gather_object(everybody, ours["param_slice_mappings"])
-        size = [each.numel() for each in _masters(optimizer)]
-        empty = {"base_optimizer_state": {"state": {}}, "single_partition_of_fp32_groups": [torch.empty(n) for n in size]}
+        masters = [torch.zeros(each.numel()) for each in _masters(optimizer)]
+        empty = {"base_optimizer_state": {"state": {}}, "single_partition_of_fp32_groups": masters}
         flats = partitioned([{**empty, "param_slice_mappings": mappings} for mappings in everybody])[self.rank]
         base = {**ours["base_optimizer_state"], "state": dict(enumerate(_states(flats, state, self.groups)))}
         for flat in flats:
-            state.fill(flat.tensors[WEIGHT].zero_(), flat.slices, WEIGHT)
-        filled = {
-            **ours,
-            "base_optimizer_state": base,
-            "single_partition_of_fp32_groups": [flat.tensors[WEIGHT] for flat in flats],
-        }
-        optimizer.load_state_dict(
-            [filled] * self.ranks, load_optimizer_states=True, load_from_fp32_weights=True
-        )
+            state.fill(flat.tensors[WEIGHT], flat.slices, WEIGHT)
+        filled = {**ours, "base_optimizer_state": base, "single_partition_of_fp32_groups": masters}
+        optimizer.load_state_dict([filled] * self.ranks, load_optimizer_states=True, load_from_fp32_weights=True)
 
     def _fill_zero3(self, state: State) -> None:
         optimizer, shapes = self.engine.optimizer, self.engine._get_zero_param_shapes()
@@ -132,7 +128,7 @@ class Adopter:
         optimizer.checkpoint_event_epilogue()
 
 
-def _states(flats: Sequence[Flat], state: State, groups: Sequence[Sequence[str]] | None = None) -> list[dict[str, Tensor]]:
+def _states(flats: Sequence[Flat], state: State, groups: Groups | None = None) -> list[dict[str, Tensor]]:
     """torch's state of each flat tensor. `groups`: names of the group that a flat tensor is of, where this rank may
     have none of them."""
     made = []

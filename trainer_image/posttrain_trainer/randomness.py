@@ -1,4 +1,4 @@
-"""The generators of a rank: saved with every checkpoint, restored by every resume. Used by checkpoint.py and the loop."""
+"""The generators of a rank: saved with every checkpoint, restored by every resume. Used by checkpoint and loop."""
 
 from __future__ import annotations
 

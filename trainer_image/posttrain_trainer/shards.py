@@ -96,15 +96,13 @@ def plain(weights: Mapping[str, Tensor], optimizer: Mapping[str, Any], groups: S
         state = optimizer["state"].get(index) or {}
         tensors = {WEIGHT: weights[name], **_moments(state)}
         whole = Slice(name, 0, weights[name].numel(), 0)
-        flats.append(
-            Flat((whole,), {kind: value.reshape(-1) for kind, value in tensors.items()}, _steps(state))
-        )
+        flats.append(Flat((whole,), {kind: value.reshape(-1) for kind, value in tensors.items()}, _steps(state)))
     return flats
 
 
 def partitioned(ranks: Sequence[Mapping[str, Any]]) -> list[list[Flat]]:
-    """ZeRO 1 and 2, by rank: each has one flat tensor for each group. A parameter may go on on the next rank, from where
-    the one before it ends. `ranks`: the optimizers' state_dicts."""
+    """ZeRO 1 and 2, by rank: each has one flat tensor for each group. A parameter may go on on the next rank, from
+    where the one before it ends. `ranks`: the optimizers' state_dicts."""
     ends: dict[str, int] = defaultdict(int)
     found = []
     for rank in ranks:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.checkpoint_files import Committed
+from posttrain_trainer.checkpoint_files import Committed, committed, prune
 from posttrain_trainer.errors import TrainerFailure, classify
 
 ROOM = 1.02
@@ -25,6 +26,17 @@ _STORAGE = (Reason.STORAGE_FULL, Reason.STORAGE_READ_ONLY)
 def has_room(root: Path, newest: Committed) -> bool:
     """Whether another checkpoint of this size fits."""
     return shutil.disk_usage(root).free >= ROOM * newest.size_bytes
+
+
+def make_room(root: Path, newest: Committed, spared: Collection[int]) -> list[str]:
+    """Removes the oldest, one by one, until another one fits: never the newest, nor those of the steps `spared`. Names
+    of what was removed."""
+    removed: list[str] = []
+    for keep in range(len(committed(root)) - 1, 0, -1):
+        if has_room(root, newest):
+            break
+        removed += [folder.name for folder in prune(root, keep, spared)]
+    return removed
 
 
 def storage_failure(error: Exception, root: Path) -> TrainerFailure | None:

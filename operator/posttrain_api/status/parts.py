@@ -30,6 +30,17 @@ class Restarts(Model):
 
     total: int | None = optional("All restarts that used up the budget", example=1, ge=0, le=2**31 - 1)
     by_cause: Counts | None = optional("Restarts by their reason", example={"PeerLost": 1})
+    since_checkpoint: Counts | None = optional(
+        "What the budgets of runPolicy.restarts were charged with since the checkpoint of checkpointStep; they are "
+        "whole again after a later one",
+        example={"hang": 1},
+    )
+    checkpoint_step: int | None = optional(
+        "Step of the last checkpoint when the last restart was counted; none where there was no checkpoint",
+        example=1000,
+        ge=0,
+        le=BIG,
+    )
     pause_seconds: int | None = optional(
         "Pause before the next attempt, because the last one ended before it trained; it doubles each time",
         unit="seconds",
@@ -38,6 +49,9 @@ class Restarts(Model):
         le=2**31 - 1,
     )
     not_before: RFC3339 | None = optional("When that pause ends", example="2026-01-31T12:00:20Z")
+    pause_reason: str | None = optional(
+        "Why, where it is another reason than a failure: Unschedulable", example="Unschedulable", max_length=64
+    )
 
 
 class Attempt(Model):
@@ -47,6 +61,9 @@ class Attempt(Model):
     start_time: RFC3339 | None = optional("When its pods were first seen", example="2026-01-31T12:00:00Z")
     pod_uids: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=4096)] | None = optional(
         "Uids of its pods", example=["0a4e7f52-6a0f-4b6b-8f6e-1f4c2d9d3b11"], alias="podUIDs"
+    )
+    stalled_time: RFC3339 | None = optional(
+        "When it was found to stand still; since then its stacks are asked for", example="2026-01-31T12:30:00Z"
     )
 
 
@@ -76,6 +93,17 @@ class CheckpointStatus(Model):
     uri: str | None = optional("Its folder", example="pvc://runs/my-job/3f0c/checkpoints/step-1000", max_length=URI)
     size_bytes: int | None = optional("Its size", unit="bytes", example=123456789, ge=0, le=BIG)
     digest: str | None = optional("Digest of its manifest", example="sha256:9f2c", max_length=DIGEST)
+    save_seconds: float | None = optional(
+        "How long it took to save; twice that must fit into runPolicy.terminationGracePeriodSeconds",
+        unit="seconds",
+        example=42.5,
+        ge=0,
+    )
+    refused: str | None = optional(
+        "Why newer ones were not resumed from, where an attempt has fallen back to this one",
+        example="/storage/my-job/3f0c/checkpoints/step-2000/trainer.json: missing, the manifest says 412 bytes",
+        max_length=1024,
+    )
 
 
 class BestStatus(Model):
