@@ -58,6 +58,11 @@ class Job:
     deletion_timestamp: str | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def storage_claim(self) -> str:
+        """The claim with the job's folder: one that is named, or one that is made and named like the job."""
+        return self.spec.storage.claim_name or self.name
+
 
 def parse_job(manifest: Mapping[str, Any]) -> Job:
     """Reads a manifest (plain JSON types). Raises InvalidJob with every problem found."""

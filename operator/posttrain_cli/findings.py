@@ -52,7 +52,7 @@ def _known(job: Job, known: Mapping[str, Job]) -> Parent:
     adapter = (job.spec.lora is not None or job.spec.tuning == "LoRA") and not merged
     kept = bool(job.spec.evaluation and job.spec.evaluation.keep_best)
     rest = {name: other for name, other in known.items() if name != job.name}  # so that a circle comes to an end
-    parent = _parent(job.name, job.spec.storage.claim_name, adapter=adapter, kept=kept)
+    parent = _parent(job.name, job.storage_claim, adapter=adapter, kept=kept)
     return replace(parent, stage=job.spec.stage, resolved=_resolved(job, rest) if adapter else {})
 
 

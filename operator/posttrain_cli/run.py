@@ -129,7 +129,7 @@ def with_uid(manifest: Mapping[str, Any], workspace: Workspace) -> dict[str, Any
 
 def run_job(job: Job, workspace: Workspace, cpu: bool) -> dict[str, Any]:
     """Plans and runs one job; its status."""
-    claim = job.spec.storage.claim_name
+    claim = job.storage_claim
     (workspace.volumes / claim).mkdir(exist_ok=True)
     parents = {name: parent for name in dependencies(job) if (parent := workspace.parent(name))}
     on_cpu = cpu or not gpus_here()
@@ -186,7 +186,7 @@ def say_what_next(name: str, status: Mapping[str, Any], workspace: Workspace) ->
     reason = f" ({status['reason']})" if "reason" in status else ""
     note(f"{name}: {status['state']}{reason}: {status['message']}")
     if may_go_on(status):
-        note("a cluster would restart it; run the same command again and it goes on from its last checkpoint")
+        note("run the same command again and it goes on from its last checkpoint")
     note(f"logs: {workspace.job(name)}")
 
 

@@ -56,7 +56,19 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
     "chat template": {"spec.model.chatTemplate": "{{ messages }}"},
     "from another job": {"spec.model": {"fromJob": {"name": "base"}}},
     "checkpoint of another job": {"spec.checkpoint": {"from": {"fromJob": {"name": "base"}}}},
+    "a claim of its own": {"spec.storage": {"size": "200Gi"}},
+    "a claim of its own, all said": {
+        "spec.storage": {"size": 1024, "storageClassName": "fast", "accessMode": "ReadWriteMany", "retain": False},
+        "spec.resources": {"nodes": 2, "gpusPerNode": 8},
+    },
+    "a claim for one node": {"spec.storage": {"size": "1.5Ti", "accessMode": "ReadWriteOnce"}},
+    "a claim for two nodes": {"spec.storage": {"size": "1Gi"}, "spec.resources": {"nodes": 2}},
     "checkpoint by path": {"spec.checkpoint": {"from": {"uri": "pvc://runs/base/3f/checkpoints/step-1"}}},
+    "restarts, some": {"spec.runPolicy.restarts": {"total": 0, "hang": 1000}},
+    "restarts, all": {
+        "spec.runPolicy.restarts": {"total": 5, "outOfMemory": 0, "hang": 1, "processKilled": 2, "trainerError": 3}
+    },
+    "restarts, none said": {"spec.runPolicy.restarts": {}},
     "hub data": {"spec.data.train": [{"uri": "hf://openai/gsm8k", "subset": "main", "split": "train"}]},
     "secret of a hub model": {"spec.model.secretRef": {"name": "hf-token"}},
     "secret of hub data": {"spec.data.train": [{"uri": "hf://openai/gsm8k", "secretRef": {"name": "hf-token"}}]},
@@ -482,6 +494,28 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
         "spec.checkpoint.from",
         "needs exactly one of fromJob, uri",
     ),
+    Refused("no claim", {"spec.storage": {}}, "spec.storage", "needs exactly one of claimName, size"),
+    Refused(
+        "claim and size",
+        {"spec.storage": {"claimName": "runs", "size": "1Gi"}},
+        "spec.storage",
+        "needs exactly one of claimName, size",
+    ),
+    *(
+        Refused(
+            f"{field} of a claim that is there",
+            {"spec.storage": {"claimName": "runs", field: value}},
+            f"spec.storage.{field}",
+            "goes with size and only with it",
+        )
+        for field, value in (("storageClassName", "fast"), ("accessMode", "ReadWriteMany"), ("retain", False))
+    ),
+    Refused(
+        "one node's claim for two",
+        {"spec.storage": {"size": "1Gi", "accessMode": "ReadWriteOnce"}, "spec.resources": {"nodes": 2}},
+        "spec.storage.accessMode",
+        "must be ReadWriteMany for several nodes",
+    ),
     Refused(
         "epochs and steps", {"spec.training": {"epochs": 1, "maxSteps": 5}}, "spec.training.maxSteps", "excludes epochs"
     ),
@@ -610,6 +644,14 @@ REFUSED_BY_RULE: tuple[Refused, ...] = (
 )
 
 REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
+    Refused("restarts below 0", {"spec.runPolicy.restarts": {"total": -1}}, "spec.runPolicy.restarts.total", "0"),
+    Refused(
+        "restarts without end",
+        {"spec.runPolicy.restarts": {"processKilled": 1001}},
+        "spec.runPolicy.restarts.processKilled",
+        "1000",
+    ),
+    Refused("restarts as a number", {"spec.runPolicy": {"restarts": 3}}, "spec.runPolicy.restarts", "must be"),
     Refused("rank 0", {"spec.lora.rank": 0}, "spec.lora.rank", "1"),
     Refused("rank 513", {"spec.lora.rank": 513}, "spec.lora.rank", "512"),
     Refused("rank as text", {"spec.lora.rank": "16"}, "spec.lora.rank", "must be"),
@@ -643,7 +685,13 @@ REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
     ),
     Refused("no stage", {"spec.stage": REMOVE}, "spec.stage", "equired"),
     Refused("no storage", {"spec.storage": REMOVE}, "spec.storage", "equired"),
-    Refused("no claim", {"spec.storage": {}}, "spec.storage.claimName", "equired"),
+    Refused("size in words", {"spec.storage": {"size": "much"}}, "spec.storage.size", "must be"),
+    Refused(
+        "unknown access mode",
+        {"spec.storage": {"size": "1Gi", "accessMode": "ReadOnlyMany"}},
+        "spec.storage.accessMode",
+        "ReadWriteMany",
+    ),
     Refused("no data", {"spec.data": {}}, "spec.data.train", "equired"),
     Refused("no sets", {"spec.data.train": []}, "spec.data.train", "at least 1"),
     Refused("later precision", {"spec.training": {"precision": "FP16"}}, "spec.training.precision", "FP32"),
@@ -690,6 +738,5 @@ UNKNOWN: tuple[Refused, ...] = (
     Refused(
         "later offload", {"spec.deepspeed": {"hpzPartitionSize": 8}}, "spec.deepspeed.hpzPartitionSize", "unknown field"
     ),
-    Refused("later size", {"spec.storage.size": "1Ti"}, "spec.storage.size", "unknown field"),
     Refused("in a list", {"spec.data.train.0.wieght": 2}, f"{_TRAIN}.wieght", "unknown field"),
 )

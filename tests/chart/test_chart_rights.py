@@ -13,9 +13,11 @@ WATCHED = {
     ("posttrain.dev", "posttrainingjobs/status"): ("patch",),
     ("posttrain.dev", "posttrainingjobs/finalizers"): ("update",),
     ("kubeflow.org", "pytorchjobs"): (*READ, "create", "patch", "delete"),
+    ("trainer.kubeflow.org", "trainjobs"): (*READ, "create", "patch", "delete"),
+    ("trainer.kubeflow.org", "trainingruntimes"): ("get", "create", "delete"),
     ("", "pods"): (*READ, "delete"),
     ("", "configmaps"): (*READ, "create", "patch", "delete"),
-    ("", "persistentvolumeclaims"): READ,
+    ("", "persistentvolumeclaims"): (*READ, "create"),
     ("", "events"): READ,
     ("events.k8s.io", "events"): ("create", "patch"),
 }

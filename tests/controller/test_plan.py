@@ -207,7 +207,7 @@ def test_parent_checkpoint_is_the_start() -> None:
     made = plan(FROM_CHECKPOINT)
     start = made.config.checkpoint.start_from
     assert start is not None
-    assert start.path == "/claims/parent-claim/base/u0/checkpoints/step-9"
+    assert start.path == "/claims/parent-claim/base/u0/checkpoints"
     assert "parent-claim" in made.claims
     by_path = plan({"spec.checkpoint": {"from": {"uri": "pvc://runs/x/checkpoints/step-1"}}})
     assert by_path.config.checkpoint.start_from is not None

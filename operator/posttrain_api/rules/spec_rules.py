@@ -14,6 +14,7 @@ from posttrain_api.rules.guard_rules import GUARD_RULES
 from posttrain_api.rules.online_rules import GRPO_RULES, ONLINE_RULES, PPO_RULES
 from posttrain_api.rules.reward_rules import REWARD_RULES
 from posttrain_api.rules.stage_rules import PREFERENCE_RULES, STAGE_RULES
+from posttrain_api.rules.storage_rules import STORAGE_RULES
 from posttrain_api.rules.tuning_rules import EVALUATION_RULES, TUNING_RULES
 from posttrain_api.rules.types import Rule, cel_matches, count, get, has, matches, one_of, whole
 from posttrain_api.rules.uris import PINNED
@@ -166,6 +167,7 @@ OTHER_RULES: tuple[Rule, ...] = (
         holds=_warms_up_in_time,
     ),
     one_of("spec.checkpoint.from", ("fromJob", "uri"), "keep the one that names the checkpoint"),
+    *STORAGE_RULES,
     Rule(
         at=("spec.resources",),
         cel="(has(self.gpusPerNode) && self.gpusPerNode == 0) == has(self.processesPerNode)",

@@ -38,6 +38,19 @@ class JobRef(SpecModel):
     )
 
 
+class FinishedJobRef(JobRef):
+    """Another PostTrainingJob of the same namespace, by name; it may have failed."""
+
+    name: str = required(
+        "Name of a PostTrainingJob in the same namespace; this job waits (Suspended, "
+        "WaitingForDependency) until it has succeeded or failed",
+        example="base-pretrain",
+        min_length=1,
+        max_length=MAX_JOB_NAME,
+        pattern=JOB_NAME,
+    )
+
+
 class ModelJobRef(JobRef):
     """The model that another PostTrainingJob of the same namespace has trained."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from posttrain_api.names import STALL_SECONDS
 from posttrain_api.spec.fields import ObjectName, Quantity, SpecModel, optional, required
 
 YEAR = 31_536_000
@@ -14,12 +15,34 @@ LabelValue = Annotated[str, Field(max_length=63)]
 
 
 class Storage(SpecModel):
-    """The volume for checkpoints and output; without it a restart would lose the model."""
+    """The volume for checkpoints and output, without which a restart would lose the model: one that is there
+    (claimName), or one that is made for the job (size)."""
 
-    claim_name: ObjectName = required(
+    claim_name: ObjectName | None = optional(
         "PersistentVolumeClaim of the job's namespace, ReadWriteMany where the job has several "
         "nodes. The job writes to <job name>/<uid>/ on it",
+        default="one is made, of `size`",
         example="runs",
+    )
+    size: Quantity | None = optional(
+        "Make a PersistentVolumeClaim of this size, named like the job. One that an earlier job of this name has left "
+        "is used again as it is",
+        unit="bytes",
+        default="claimName names one that is there",
+        example="200Gi",
+    )
+    storage_class_name: ObjectName | None = optional(
+        "StorageClass of the claim that is made", default="the cluster's", example="shared"
+    )
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] | None = optional(
+        "Access mode of the claim that is made. ReadWriteOnce is for one node",
+        default="ReadWriteMany for several nodes, else ReadWriteOnce",
+        example="ReadWriteMany",
+    )
+    retain: bool | None = optional(
+        "Whether the claim that is made stays when the job is deleted, checkpoints and model with it",
+        default="true",
+        example=False,
     )
 
 
@@ -113,8 +136,33 @@ class EnvVar(SpecModel):
     value: str = required("Its value, as it is", example="WARN", max_length=4096)
 
 
+RESTARTS: Final = {"total": 10, "outOfMemory": 1, "hang": 3, "processKilled": 3, "trainerError": 1}
+"""The built-in budgets. Not in the plan's table: they are editable while the job runs."""
+
+
+def _budget(name: str, cause: str) -> Any:
+    text = f"Restarts because {cause}, counted anew after each later checkpoint; 0 means never"
+    return optional(text, default=str(RESTARTS[name]), example=RESTARTS[name], ge=0, le=1000)
+
+
+class RestartPolicy(SpecModel):
+    """How often the whole job is restarted from its last checkpoint. Preemption and lost nodes use up nothing."""
+
+    total: int | None = optional(
+        "Restarts in the whole life of the job, whatever their causes",
+        default=str(RESTARTS["total"]),
+        example=20,
+        ge=0,
+        le=1000,
+    )
+    out_of_memory: int | None = _budget("outOfMemory", "the kernel killed a process for memory")
+    hang: int | None = _budget("hang", "training stood still")
+    process_killed: int | None = _budget("processKilled", "a process was ended by a signal")
+    trainer_error: int | None = _budget("trainerError", "of an error that the trainer does not know")
+
+
 class RunPolicy(SpecModel):
-    """Deadlines and cleaning up. Editable while the job runs, except terminationGracePeriodSeconds."""
+    """Deadlines, restarts and cleaning up. Editable while the job runs, except terminationGracePeriodSeconds."""
 
     active_deadline_seconds: int | None = optional(
         "The job fails (DeadlineExceeded) after so much time with its pods admitted, over all attempts",
@@ -147,4 +195,17 @@ class RunPolicy(SpecModel):
         example=900,
         ge=1,
         le=86400,
+    )
+    stall_seconds: int | None = optional(
+        "Training that has not got on for so long while its pods are alive hangs: their stacks are collected, and the "
+        "job is restarted from its last checkpoint. More than the longest time between two micro-batches, pieces of a "
+        "rollout, or files of a save",
+        unit="seconds",
+        default=str(STALL_SECONDS),
+        example=3600,
+        ge=10,
+        le=YEAR,
+    )
+    restarts: RestartPolicy | None = optional(
+        "How often the job is restarted, by cause", default="10 in all, fewer for each cause", example={"total": 20}
     )

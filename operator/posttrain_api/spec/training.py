@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from posttrain_api.spec.fields import SpecModel, optional
-from posttrain_api.spec.references import MAX_URI, JobRef
+from posttrain_api.spec.references import MAX_URI, FinishedJobRef
 
 MAX_STEPS = 1_000_000_000
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -164,11 +164,13 @@ class Evaluation(SpecModel):
 class CheckpointFrom(SpecModel):
     """A checkpoint of another job: exactly one of fromJob and uri."""
 
-    from_job: JobRef | None = optional(
-        "Last checkpoint of another, finished job of this namespace", example={"name": "base-pretrain"}
+    from_job: FinishedJobRef | None = optional(
+        "Newest whole checkpoint of another job of this namespace that has succeeded or failed; its claim is mounted "
+        "read-only",
+        example={"name": "base-pretrain"},
     )
     uri: str | None = optional(
-        "A checkpoint's folder: pvc://claim/path",
+        "A checkpoint's folder, or a folder of checkpoints, of which the newest whole one is taken: pvc://claim/path",
         example="pvc://runs/base/3f0c/checkpoints/step-100",
         min_length=1,
         max_length=MAX_URI,
@@ -202,7 +204,8 @@ class CheckpointPolicy(SpecModel):
         example="Never",
     )
     from_: CheckpointFrom | None = optional(
-        "Start from a checkpoint of another job (optimizer state and step included)",
+        "Go on from a checkpoint of another job: weights, optimizer, step and position in the data. Nodes, processes "
+        "and deepspeed may be others than that job's; model, tuning, data, seed, batchSize and precision may not",
         alias="from",
         example={"fromJob": {"name": "base-pretrain"}},
     )

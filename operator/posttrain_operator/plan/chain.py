@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from posttrain_api.reasons import Reason
+from posttrain_api.records import Output
 from posttrain_api.spec.references import JobRef, ModelJobRef, ObjectRef
 from posttrain_operator.plan.context import Context
 from posttrain_operator.plan.errors import PlanError, refuse
@@ -65,7 +66,12 @@ def trained(context: Context, reference: ModelJobRef, path: str, kind: Kind) -> 
     if not uri.startswith("pvc://"):
         raise _unsupported(f"{path}.name", "names a job whose output is on no claim", uri)
     model = locate(uri, None, context.settings, f"{path}.name")
-    return _laid_on(context, parent, model, path) if parent.output.format == "peft" else ModelPlace(model)
+    return _laid_on(context, parent, model, path) if _output(parent).format == "peft" else ModelPlace(model)
+
+
+def _output(parent: Parent) -> Output:
+    assert parent.output is not None  # of one that has failed nothing but its checkpoint is taken
+    return parent.output
 
 
 def _check_kind(parent: Parent, kind: Kind, path: str) -> None:
@@ -83,7 +89,7 @@ def _unsupported(path: str, rule: str, value: object) -> PlanError:
 
 def _uri(parent: Parent, reference: ModelJobRef, path: str) -> str:
     if reference.checkpoint != "Best":
-        return parent.output.uri
+        return _output(parent).uri
     if parent.best is None:
         raise refuse(
             f"{path}.checkpoint",

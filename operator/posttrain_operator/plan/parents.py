@@ -9,6 +9,7 @@ from posttrain_api.spec import JobSpec
 from posttrain_api.spec.references import JobRef, ModelJobRef
 
 _REFERENCE = "spec.reference.fromJob"
+_CHECKPOINT = "spec.checkpoint.from.fromJob"
 
 
 def references(spec: JobSpec) -> Iterator[tuple[str, JobRef]]:
@@ -18,7 +19,7 @@ def references(spec: JobSpec) -> Iterator[tuple[str, JobRef]]:
     found: list[tuple[str, JobRef | None]] = [
         ("spec.model.fromJob", spec.model.from_job),
         (_REFERENCE, spec.reference.from_job if spec.reference else None),
-        ("spec.checkpoint.from.fromJob", start.from_job if start else None),
+        (_CHECKPOINT, start.from_job if start else None),
         *(
             (f"spec.rewards[{index}].model.fromJob", reward.model.from_job if reward.model else None)
             for index, reward in enumerate(spec.rewards or ())
@@ -29,8 +30,17 @@ def references(spec: JobSpec) -> Iterator[tuple[str, JobRef]]:
 
 
 def dependencies(job: Job) -> tuple[str, ...]:
-    """Names of the jobs that must have succeeded first, each once, in the spec's order."""
+    """Names of the jobs that must be finished first, each once, in the spec's order; but for those that are `continued`
+    they must have succeeded."""
     return tuple(dict.fromkeys(reference.name for _, reference in references(job.spec)))
+
+
+def continued(job: Job) -> frozenset[str]:
+    """Of the dependencies those of which nothing but a checkpoint is taken: they must be finished, and may have
+    failed."""
+    found = [(path, reference.name) for path, reference in references(job.spec)]
+    wholly = {name for path, name in found if path != _CHECKPOINT}
+    return frozenset(name for path, name in found if path == _CHECKPOINT and name not in wholly)
 
 
 def ancestors(job: Job) -> tuple[str, ...]:

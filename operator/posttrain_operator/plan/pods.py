@@ -12,7 +12,7 @@ from posttrain_operator.plan.context import Context
 from posttrain_operator.plan.errors import refuse
 from posttrain_operator.plan.model import parameters_of
 from posttrain_operator.plan.quantities import GI, read_quantity, write_bytes
-from posttrain_operator.plan.types import Placement, Resources
+from posttrain_operator.plan.types import NewClaim, Placement, Resources
 
 BYTES_PER_PARAMETER = 16
 """Of a checkpoint at most, in fp32: the model's weight, the optimizer's own copy of it (ZeRO 1 and 2) and AdamW's two
@@ -90,6 +90,26 @@ def grace_seconds(context: Context, shape: Scratch | None) -> int:
     return GRACE_FLOOR + math.ceil(parameters_of(shape) * BYTES_PER_PARAMETER / SAVE_BYTES_PER_SECOND)
 
 
+def new_claim(context: Context) -> NewClaim | None:
+    """The claim that is to be made, None where one is named."""
+    said = context.spec.storage
+    if said.size is None:
+        return None
+    usual = "ReadWriteMany" if topology(context).nodes > 1 else "ReadWriteOnce"
+    return NewClaim(
+        size=str(said.size),
+        storage_class_name=said.storage_class_name,
+        access_mode=said.access_mode or usual,
+        retain=said.retain is not False,
+    )
+
+
+def stall_seconds(context: Context) -> int:
+    """Said, or the built-in."""
+    policy = context.spec.run_policy
+    return names.STALL_SECONDS if policy is None or policy.stall_seconds is None else policy.stall_seconds
+
+
 def environment(context: Context, world: Topology, pod: Resources) -> dict[str, str]:
     """The trainer's environment as far as the plan knows it; the user's literals last, so that they win where they
     may."""
@@ -97,6 +117,7 @@ def environment(context: Context, world: Topology, pod: Resources) -> dict[str, 
     env = {
         names.ENV_CONFIG: f"{names.CONFIG_DIR}/{names.CONFIG_FILE}",
         names.ENV_METRICS_PORT: str(settings.metrics_port),
+        names.ENV_STALL_SECONDS: str(stall_seconds(context)),
         names.ENV_TERMINATION_LOG: names.TERMINATION_LOG,
         "HF_HOME": f"{work}/huggingface",
         "HF_HUB_DISABLE_TELEMETRY": "1",

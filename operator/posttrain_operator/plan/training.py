@@ -177,7 +177,9 @@ def checkpoint_location(context: Context) -> Location | None:
             "name another job, or remove it",
             Reason.UNSUPPORTED,
         )
-    return locate(parent.checkpoint.uri, None, context.settings, "spec.checkpoint.from.fromJob.name")
+    # The folder of all of them: where the newest is damaged, the one before it serves.
+    folder = parent.checkpoint.uri.rstrip("/").rpartition("/")[0]
+    return locate(folder, None, context.settings, "spec.checkpoint.from.fromJob.name")
 
 
 def checkpoint_config(context: Context, start: Location | None) -> CheckpointConfig:

@@ -17,11 +17,14 @@ from posttrain_api.trainer import TrainerConfig
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What the platform decides: images, whether a job that asks for GPUs may run on the CPU, and the ports."""
+    """What the platform decides: images, whether a job that asks for GPUs may run on the CPU, the kind of child, and
+    the ports."""
 
     trainer_image: str
     image_pull_policy: str = "IfNotPresent"
     allow_cpu: bool = False
+    backend: str = "PyTorchJob"
+    """Kind of the child of a job that does not name one."""
     rendezvous_port: int = 23456
     metrics_port: int = 9464
     storage_dir: str = "/storage"
@@ -33,14 +36,15 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class Parent:
-    """A finished job that `fromJob` names: what its status says."""
+    """A finished job that `fromJob` names: what its status says. `output` is None where it has failed; then only its
+    checkpoint can be gone on with."""
 
     name: str
     uid: str
     stage: str
-    output: Output
+    output: Output | None
     checkpoint: Checkpoint | None = None
-    """status.checkpoints.last: where `checkpoint.from.fromJob` starts."""
+    """status.checkpoints.last: `checkpoint.from.fromJob` starts at the newest whole one of its folder."""
     best: Best | None = None
     """status.checkpoints.best: what `fromJob: {checkpoint: Best}` means."""
     resolved: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +75,16 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class NewClaim:
+    """The claim that is made for a job, named like it. `retain`: it stays when the job is deleted."""
+
+    size: str
+    storage_class_name: str | None
+    access_mode: str
+    retain: bool
+
+
+@dataclass(frozen=True)
 class Plan:
     """One job, resolved. `claims`, `config_maps` and `secrets` are what the pods mount (all read-only but
     `storage_claim`)."""
@@ -81,6 +95,8 @@ class Plan:
     resources: Resources
     placement: Placement
     storage_claim: str
+    new_claim: NewClaim | None
+    """What `storage_claim` is made as; None: it is there."""
     claims: tuple[str, ...]
     config_maps: tuple[str, ...]
     secrets: tuple[str, ...]
