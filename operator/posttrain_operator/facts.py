@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from posttrain_api import names
 from posttrain_api.reasons import Reason
 from posttrain_operator import clock
+from posttrain_operator.backends import DEFAULT
 from posttrain_operator.backends.pod import StatusEndpoint
 from posttrain_operator.plan.types import Plan
 from posttrain_operator.records import ChildRecord, JobRecord, Key, PodRecord
@@ -53,6 +55,29 @@ class JobFacts:
         value = (self.spec.get("runPolicy") or {}).get(field_name)
         return value if isinstance(value, int) else None
 
+    @property
+    def stall_seconds(self) -> int:
+        """After how long without an advance the job hangs."""
+        return self.policy("stallSeconds") or names.STALL_SECONDS
+
+    @property
+    def stalled_since(self) -> str | None:
+        """When the attempt that runs was found to stand still; None: it was not."""
+        attempt = self.status.get("attempt") or {}
+        current = attempt.get("number") == self.status.get("attempts") and not self.terminal
+        return attempt.get("stalledTime") if current else None
+
+    @property
+    def checkpoint(self) -> Mapping[str, Any]:
+        """The newest checkpoint that is known: reported already, or in the status; empty where there is none."""
+        last = (self.status.get("checkpoints") or {}).get("last")
+        return self.progress.get("checkpoint") or last or {}
+
+    @property
+    def checkpoint_step(self) -> int:
+        """Its step; -1 where there is none."""
+        return int(self.checkpoint.get("step", -1))
+
     def condition(self, kind: str) -> Mapping[str, Any]:
         """The last condition of a type; empty where there is none."""
         conditions = self.status.get("conditions") or ()
@@ -75,12 +100,16 @@ class Intent:
     """What the spec asks for: exactly one of `plan`, `failure` and `waiting`."""
 
     plan: Plan | None = None
+    backend: str = DEFAULT
+    """Kind of the child that runs the plan."""
     failure: Reason | None = None
     waiting: str | None = None
     message: str = ""
     lineage: tuple[Mapping[str, Any], ...] = ()
     display_name: str = ""
     """Of the starting model, where its URI would not say it: the job that it comes from."""
+    parents: str = ""
+    """What the plan was made from besides the spec, as text that is kept with the configuration."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +127,20 @@ class Found:
     uid: str
     owner_uid: str | None
     spec_hash: str = ""
+    deleting: bool = False
+    what: str = ""
+    """Its kind and name, for a message."""
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A claim that has the name of the one a job makes. `made_for`: name of the job that ours was made for, empty where
+    it is not ours; `owner_uid`: None where it is retained."""
+
+    name: str
+    uid: str
+    made_for: str
+    owner_uid: str | None
     deleting: bool = False
 
 
@@ -140,6 +183,8 @@ class Observation:
 
     intent: Intent
     timing: Timing
+    backend: str = DEFAULT
+    """Kind of the job's child: as recorded, else as the spec and the operator's settings say."""
     child: ChildRecord | None = None
     pods: tuple[PodRecord, ...] = ()
     foreign_pods: bool = False
@@ -148,6 +193,11 @@ class Observation:
     config: Found | None = None
     obstacle: Found | None = None
     refusal: Refusal | None = None
+    claim: Claimed | None = None
+    """What has the name of the claim that the job makes, before it starts."""
+    unbound: tuple[Missing, ...] = ()
+    """Of claims that pods wait for, why they have no volume."""
     notes: tuple[Note, ...] = ()
-    lost_nodes: frozenset[str] = field(default_factory=frozenset)
+    unready_nodes: Mapping[str, str | None] = field(default_factory=dict)
+    """Of the nodes that were looked at, those that do not answer: since when; None: the node is gone."""
     status_server: StatusServer | None = None

@@ -25,7 +25,8 @@ async def written(writes: list[dict[str, Any]], count: int = 1) -> dict[str, Any
 async def test_a_report_of_the_jobs_pod_becomes_progress() -> None:
     async with running() as rig:
         code, answer, _ = await rig.post({"phase": "Training", "step": 3, "totalSteps": 12, "metrics": {"loss": 2.5}})
-        assert (code, answer) == (200, {"accepted": True, "droppedMetrics": []})
+        wishes = {"dump": False, "stallSeconds": 1800}
+        assert (code, answer) == (200, {"accepted": True, "droppedMetrics": [], **wishes})
         assert (await written(rig.cluster.writes))["display"] == "25 % 3/12"
         assert rig.cluster.results == ["accepted"]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from posttrain_api.base import Model
-from posttrain_api.records import MAX_METRICS
+from posttrain_api.records import MAX_METRICS, MAX_STACKS, MAX_WHERE
 from posttrain_api.spec.fields import optional, required
 from posttrain_api.status.parts import BIG, DIGEST, BestStatus, CheckpointStatus, DataReport
 from posttrain_api.status.times import RFC3339
@@ -33,6 +33,18 @@ class Warned(Model):
         "The rule, the metric and its value", example="entropy was 0.002, below 0.01", min_length=1, max_length=512
     )
     step: int = required("First step in which the rule was broken", unit="steps", example=120, ge=0, le=BIG)
+
+
+class RankStack(Model):
+    """Where a rank stands still."""
+
+    rank: int = required("Rank", example=3, ge=0, le=2**31 - 1)
+    where: str = required(
+        "Innermost calls of its main thread, or why it cannot tell",
+        example="all_reduce (distributed_c10d.py:2825) < _reduce (runtime.py:102)",
+        min_length=1,
+        max_length=MAX_WHERE,
+    )
 
 
 class ReportedResolution(Model):
@@ -76,6 +88,16 @@ class Progress(Model):
     )
     warning: Warned | None = optional(
         "What is wrong with the training; TrainingHealthy is False then", example={"reason": "GuardWarned", "step": 120}
+    )
+    stacks: (
+        Annotated[
+            tuple[RankStack, ...],
+            Field(max_length=MAX_STACKS, json_schema_extra={"x-kubernetes-list-map-keys": ["rank"]}),
+        ]
+        | None
+    ) = optional(
+        "Where ranks stand while the job stands still; gone once it gets on or is restarted",
+        example=[{"rank": 3, "where": "all_reduce (distributed_c10d.py:2825)"}],
     )
     checkpoint: CheckpointStatus | None = optional("Newest checkpoint that was reported", example={"step": 1000})
     best: BestStatus | None = optional(

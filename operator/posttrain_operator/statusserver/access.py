@@ -13,9 +13,8 @@ from posttrain_api import names
 from posttrain_operator.cluster import Cluster, reviews
 from posttrain_operator.cluster.errors import BadBody, Conflict, Invalid, NotFound
 from posttrain_operator.cluster.kinds import JOB
-from posttrain_operator.statusserver.view import JobView, ObjectMissing, WriteConflict, WriteRefused
-
-_TERMINAL = frozenset({"Complete", "Failed"})
+from posttrain_operator.slim import job_record
+from posttrain_operator.statusserver.view import JobView, ObjectMissing, WriteConflict, WriteRefused, view_of
 
 
 class ClusterAccess:
@@ -37,7 +36,7 @@ class ClusterAccess:
     async def read_job(self, namespace: str, name: str) -> JobView | None:
         """The job as the API server has it now."""
         found = await self._cluster.get(JOB, namespace, name)
-        return job_view(found) if found is not None else None
+        return view_of(job_record(found)) if found is not None else None
 
     async def read_secret(self, namespace: str, name: str) -> tuple[str, dict[str, bytes]]:
         """(resourceVersion, data) of the Secret."""
@@ -48,15 +47,6 @@ class ClusterAccess:
         """Replaces the Secret's data at this resourceVersion."""
         with _translated():
             await reviews.replace_secret(self._cluster.api, namespace, name, version, data)
-
-
-def job_view(found: Mapping[str, Any]) -> JobView:
-    """A job from its JSON."""
-    status = found.get("status") or {}
-    conditions = status.get("conditions") or ()
-    ended = any(each.get("type") in _TERMINAL and each.get("status") == "True" for each in conditions)
-    metadata = found["metadata"]
-    return JobView(metadata["uid"], metadata["resourceVersion"], ended, status.get("progress"))
 
 
 @contextmanager

@@ -84,6 +84,11 @@ def read_kubeflow(raw: bytes) -> Incoming:
     return Incoming(report=report, percent=percent, own_clock=False, dropped=dropped)
 
 
+def printable(text: str) -> str:
+    """A text of another's for our log: nothing in it but lines and tabs moves a terminal."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else "�" for sign in text)
+
+
 def _numbers(entries: Iterable[Any]) -> tuple[dict[str, float], tuple[str, ...]]:
     """The finite metrics by name (the last of a name holds), and the names left out."""
     kept: dict[str, float] = {}

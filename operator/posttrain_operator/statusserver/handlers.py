@@ -1,4 +1,4 @@
-"""The two routes of the status server: who may report for which job, and what each refusal says.
+"""The routes of the status server: who may report for which job, and what each refusal says.
 
 Called by aiohttp. The order matters: a sender is known before anything about jobs is told, and nothing outside the
 sender's own namespace is ever told. A handler does no waiting but the token review; writing is the writer's. Answers
@@ -11,18 +11,19 @@ import asyncio
 import json
 import logging
 import math
+import textwrap
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aiohttp import web
 
 from posttrain_api import names
-from posttrain_api.records import MAX_REPORT_BYTES
+from posttrain_api.records import MAX_REPORT_BYTES, MAX_WHERE
 from posttrain_operator.statusserver.auth import Authenticator, Sender, TokenRefused
-from posttrain_operator.statusserver.bodies import BodyError, Incoming, read_kubeflow, read_report
+from posttrain_operator.statusserver.bodies import BodyError, Incoming, printable, read_kubeflow, read_report
 from posttrain_operator.statusserver.limits import RateLimiter
-from posttrain_operator.statusserver.view import JobsView
+from posttrain_operator.statusserver.view import JobsView, JobView
 from posttrain_operator.statusserver.writer import JobKey, ProgressWriter
 
 log = logging.getLogger(__name__)
@@ -65,29 +66,44 @@ class Parts:
 
 
 def routes(parts: Parts) -> list[web.RouteDef]:
-    """The routes of names.STATUS_PATH and names.KUBEFLOW_STATUS_PATH."""
+    """The routes of names.STATUS_PATH and its neighbours, and of names.KUBEFLOW_STATUS_PATH."""
+    beside = names.STATUS_PATH.rpartition("/")[0]
     return [
-        web.post(names.STATUS_PATH, _handler(parts, read_report)),
-        web.post(names.KUBEFLOW_STATUS_PATH, _handler(parts, read_kubeflow)),
+        web.post(names.STATUS_PATH, _handler(parts, _report)),
+        web.post(f"{beside}/{names.STATUS_HEARTBEAT}", _handler(parts, _heartbeat)),
+        web.post(f"{beside}/{names.STATUS_STACKS}/{{rank}}", _handler(parts, _stacks)),
+        web.post(names.KUBEFLOW_STATUS_PATH, _handler(parts, _kubeflow)),
     ]
 
 
-def _handler(parts: Parts, read: Callable[[bytes], Incoming]) -> Callable[[web.Request], Awaitable[web.Response]]:
+@dataclass(frozen=True)
+class Accepted:
+    """A request whose sender may speak for the job."""
+
+    parts: Parts
+    sender: Sender
+    key: JobKey
+    job: JobView
+    request: web.Request
+
+
+def _handler(
+    parts: Parts, act: Callable[[Accepted], Awaitable[dict[str, Any]]]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         try:
-            incoming = await _take(parts, request, read)
+            answer = await act(await _accept(parts, request))
         except Refusal as refusal:
             parts.count(RESULTS[refusal.code])
             return _refused(refusal)
         parts.count(RESULTS[200])
-        answer = {"accepted": True, "droppedMetrics": list(incoming.dropped)}
-        return web.json_response(answer)
+        return web.json_response({"accepted": True, **answer})
 
     return handle
 
 
-async def _take(parts: Parts, request: web.Request, read: Callable[[bytes], Incoming]) -> Incoming:
-    """Checks one request and hands its report to the writer. Refusal where it must not."""
+async def _accept(parts: Parts, request: web.Request) -> Accepted:
+    """Checks who sends. Refusal where it must not."""
     namespace, name = request.match_info["namespace"], request.match_info["name"]
     if (request.content_length or 0) > MAX_REPORT_BYTES:
         _too_large()
@@ -97,13 +113,50 @@ async def _take(parts: Parts, request: web.Request, read: Callable[[bytes], Inco
     wait = parts.per_pod.take(sender.pod_uid)
     if wait > 0:
         raise Refusal(429, "TooManyReports", "one report every 5 s is enough; wait as Retry-After says", wait)
-    uid = _job_uid(parts, sender, name)
+    job = _job(parts, sender, name)
+    return Accepted(parts, sender, JobKey(namespace, name, job.uid), job, request)
+
+
+async def _report(accepted: Accepted) -> dict[str, Any]:
+    return {**await _written(accepted, read_report), **_wishes(accepted.job)}
+
+
+async def _kubeflow(accepted: Accepted) -> dict[str, Any]:
+    return await _written(accepted, read_kubeflow)
+
+
+async def _heartbeat(accepted: Accepted) -> dict[str, Any]:
+    await _body(accepted.request)
+    return _wishes(accepted.job)
+
+
+def _wishes(job: JobView) -> dict[str, Any]:
+    """What the operator wants of a pod; every replica reads it from the job's status."""
+    return {"dump": job.dump, "stallSeconds": job.stall_seconds}
+
+
+async def _written(accepted: Accepted, read: Callable[[bytes], Incoming]) -> dict[str, Any]:
     try:
-        incoming = read(await _body(request))
+        incoming = read(await _body(accepted.request))
     except BodyError as error:
         raise Refusal(422, "InvalidReport", str(error)) from None
-    parts.writer.accept(JobKey(namespace, name, uid), incoming)
-    return incoming
+    accepted.parts.writer.accept(accepted.key, incoming)
+    return {"droppedMetrics": list(incoming.dropped)}
+
+
+async def _stacks(accepted: Accepted) -> dict[str, Any]:
+    """A rank's stacks: their first line into the status, the whole into our log."""
+    if not accepted.job.dump:
+        raise Refusal(409, "NotAsked", "stacks are taken only from a job that stands still")
+    rank = accepted.request.match_info["rank"]
+    if not (rank.isascii() and rank.isdigit()) or int(rank) >= 2**31:
+        raise Refusal(422, "InvalidReport", f"rank: must be a number from 0 to {2**31 - 1}; found {ascii(rank)[:80]}")
+    text = printable((await _body(accepted.request)).decode(errors="replace"))
+    where = text.partition("\n")[0].strip()[:MAX_WHERE] or "nothing was sent"
+    if accepted.parts.writer.accept_stacks(accepted.key, int(rank), where):
+        place = f"{accepted.key.namespace}/{accepted.key.name}: rank {int(rank)} in pod {accepted.sender.pod_name}"
+        log.warning("%s stands still\n%s", place, textwrap.indent(text, "    "))
+    return {}
 
 
 async def _authenticate(parts: Parts, request: web.Request) -> Sender:
@@ -122,7 +175,7 @@ async def _authenticate(parts: Parts, request: web.Request) -> Sender:
         raise Refusal(503, "ReviewUnavailable", "the API server does not answer; try again", 5.0) from None
 
 
-def _job_uid(parts: Parts, sender: Sender, name: str) -> str:
+def _job(parts: Parts, sender: Sender, name: str) -> JobView:
     job = parts.view.job(sender.namespace, name)
     if job is None:
         raise Refusal(404, "UnknownJob", f"there is no PostTrainingJob {name} in namespace {sender.namespace}")
@@ -131,7 +184,7 @@ def _job_uid(parts: Parts, sender: Sender, name: str) -> str:
         raise Refusal(403, "PodNotOfJob", text)
     if job.terminal:
         raise Refusal(409, "JobFinished", f"PostTrainingJob {name} has ended: stop reporting")
-    return job.uid
+    return job
 
 
 async def _body(request: web.Request) -> bytes:

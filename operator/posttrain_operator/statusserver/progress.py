@@ -8,15 +8,16 @@ report, resolved values) are carried over.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from posttrain_api.records import Report
+from posttrain_api.records import MAX_STACKS, Report
 from posttrain_operator.statusserver.bodies import Incoming
 
 FACTS = ("checkpoint", "best", "dataReport", "resolved")
 """What is written at once when it is new, and carried over when a report lacks it."""
 _BEFORE_TRAINING = frozenset({"Preparing", "Waiting", "Loading"})
+_MOST_IDLE = 10.0**8
 _DISPLAY, _HEADLINE = 32, 64
 """Characters that the schema allows."""
 _HEADLINES = (("reward", "reward"), ("loss", "loss"), ("train_loss", "loss"), ("eval_loss", "eval loss"))
@@ -40,6 +41,7 @@ def advance(previous: Mapping[str, Any] | None, incoming: Incoming, received: da
         "etaSeconds": eta_seconds(before, incoming, received),
         "slowestRank": report.slowest_rank,
         "metrics": [{"name": name, "value": repr(float(value))} for name, value in sorted(report.metrics.items())],
+        "warning": None if report.warning is None else report.warning.to_wire(),
         "lastUpdateTime": rfc3339(received),
         "lastAdvanceTime": last_advance(before, incoming, received),
     }
@@ -96,11 +98,14 @@ def eta_seconds(before: Mapping[str, Any], incoming: Incoming, received: datetim
 def last_advance(before: Mapping[str, Any], incoming: Incoming, received: datetime) -> str | None:
     """When the loop last moved; never goes back, never lies in the future (a clock ahead of ours would hide a hang).
 
-    A sender without the field (Kubeflow's protocol) has advanced when its step or its percentage went up.
+    How long ago, where the sender says that: no clock of another machine is in it. A sender without either field
+    (Kubeflow's protocol) has advanced when its step or its percentage went up.
     """
     known = parse_time(before.get("lastAdvanceTime"))
     claimed = parse_time(incoming.report.last_advance_time)
-    if not incoming.own_clock and _moved(before, incoming):
+    if incoming.report.idle_seconds is not None:
+        claimed = received - timedelta(seconds=min(incoming.report.idle_seconds, _MOST_IDLE))
+    elif not incoming.own_clock and _moved(before, incoming):
         claimed = received
     times = [time for time in (known, claimed) if time is not None]
     return rfc3339(min(max(times), received)) if times else None
@@ -110,7 +115,26 @@ def is_urgent(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
     """Whether this must be seen at once: the first report, another phase, a new checkpoint or other fact."""
     if before is None:
         return True
-    return any(before.get(name) != now.get(name) for name in ("phase", *FACTS))
+    return any(before.get(name) != now.get(name) for name in ("phase", "warning", "stacks", *FACTS))
+
+
+def idle_seconds(progress: Mapping[str, Any]) -> float:
+    """How long the loop had stood still at the last report."""
+    heard, advanced = (parse_time(progress.get(field)) for field in ("lastUpdateTime", "lastAdvanceTime"))
+    return 0.0 if heard is None or advanced is None else (heard - advanced).total_seconds()
+
+
+def with_stacks(body: Mapping[str, Any], *known: Mapping[int, str]) -> dict[str, Any]:
+    """status.progress with the places of ranks, later ones over earlier ones; none: without any."""
+    places = {rank: where for each in known for rank, where in each.items()}
+    items = [{"rank": rank, "where": where} for rank, where in sorted(places.items())[:MAX_STACKS]]
+    rest = {name: value for name, value in body.items() if name != "stacks"}
+    return {**rest, "stacks": items} if items else rest
+
+
+def stacks_of(progress: Mapping[str, Any] | None) -> dict[int, str]:
+    """The places of ranks in status.progress."""
+    return {int(each["rank"]): str(each["where"]) for each in (progress or {}).get("stacks") or ()}
 
 
 def is_visible(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from posttrain_api import names
 from posttrain_operator.cluster.reviews import TokenIdentity
+from posttrain_operator.facts import JobFacts
+from posttrain_operator.records import JobRecord
 
 
 class WriteConflict(Exception):
@@ -27,12 +30,23 @@ class WriteRefused(Exception):
 
 @dataclass(frozen=True)
 class JobView:
-    """A job as the cache has it. `terminal`: Complete or Failed is True. `progress`: status.progress as last seen."""
+    """A job as the cache has it. `terminal`: Complete or Failed is True. `progress`: status.progress as last seen.
+    `stall_seconds`: after how long a job hangs. `dump`: it stands still, and the stacks of its ranks are wanted."""
 
     uid: str
     resource_version: str
     terminal: bool
     progress: Mapping[str, Any] | None = None
+    stall_seconds: int = names.STALL_SECONDS
+    dump: bool = False
+
+
+def view_of(record: JobRecord) -> JobView:
+    """What the status server needs of a job. The wish for stacks is in its status, so every replica has it."""
+    job = JobFacts.of(record)
+    progress = dict(job.progress) or None
+    dump = job.stalled_since is not None
+    return JobView(record.uid, record.resource_version, job.terminal, progress, job.stall_seconds, dump)
 
 
 class JobsView(Protocol):

@@ -61,7 +61,9 @@ class JobKey:
 
 @dataclass
 class _Entry:
-    pending: tuple[Incoming, datetime] | None = None
+    pending: tuple[Incoming | None, datetime] | None = None
+    """A report and when it came; None in its place: only stacks are to be written."""
+    stacks: dict[int, str] = field(default_factory=dict)
     written: Mapping[str, Any] | None = None
     touched: datetime = _NEVER
     retry_at: datetime | None = None
@@ -93,13 +95,27 @@ class ProgressWriter:
     def accept(self, key: JobKey, incoming: Incoming) -> None:
         """Takes the newest report of a job; never blocks, never raises."""
         now = self._now()
+        self._take(key, now).pending = (incoming, now)
+
+    def accept_stacks(self, key: JobKey, rank: int, where: str) -> bool:
+        """Where a rank stands still; False where that is known already. Never blocks, never raises."""
+        now = self._now()
+        entry = self._take(key, now)
+        if entry.stacks.get(rank) == where:
+            return False
+        entry.stacks[rank] = where
+        entry.pending = entry.pending or (None, now)
+        return True
+
+    def _take(self, key: JobKey, now: datetime) -> _Entry:
+        """The job's entry, with a task that looks at it."""
         self._forget(now)
         entry = self._entries.setdefault(key, _Entry())
-        entry.pending = (incoming, now)
         entry.touched = now
         entry.wake.set()
         if entry.task is None or entry.task.done():
             entry.task = asyncio.create_task(self._work(key, entry), name=f"progress {key.namespace}/{key.name}")
+        return entry
 
     async def close(self, seconds: float = 5.0) -> None:
         """Ends the tasks and writes each job's pending report within so many seconds."""
@@ -125,20 +141,21 @@ class ProgressWriter:
         """Seconds until the pending report is due; drops it where another replica wrote a newer one."""
         if entry.pending is None:
             return 0.0
-        incoming, received = entry.pending
         now = self._now()
         if entry.retry_at is not None:
             return min(self._timing.retry_most, (entry.retry_at - now).total_seconds())
-        before = self._previous(self._known(key), entry)
+        job = self._known(key)
+        before = self._previous(job, entry)
         written_at = progress.parse_time((before or {}).get("lastUpdateTime"))
-        after = progress.advance(before, incoming, received)
+        after = _next(job, entry, before, entry.pending)
         if before is None or written_at is None:
             return 0.0
-        interval = self._interval(before, after)
+        interval = self._interval(before, after, None if job is None else job.stall_seconds)
         return min(interval, interval - (now - written_at).total_seconds())  # a clock set back makes nobody wait
 
-    def _interval(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
-        if progress.is_urgent(before, after):
+    def _interval(self, before: Mapping[str, Any], after: Mapping[str, Any], stall: int | None) -> float:
+        hangs = stall is not None and progress.idle_seconds(before) < stall <= progress.idle_seconds(after)
+        if hangs or progress.is_urgent(before, after):
             return self._timing.urgent_interval
         return self._timing.min_interval if progress.is_visible(before, after) else self._timing.max_interval
 
@@ -169,7 +186,9 @@ class ProgressWriter:
         if entry.pending is pending:
             entry.pending = None
 
-    async def _apply(self, key: JobKey, entry: _Entry, pending: tuple[Incoming, datetime]) -> dict[str, Any] | None:
+    async def _apply(
+        self, key: JobKey, entry: _Entry, pending: tuple[Incoming | None, datetime]
+    ) -> dict[str, Any] | None:
         """The progress written, or None where there is nothing to write it to. WriteConflict after too many tries."""
         incoming, received = pending
         job = self._known(key)
@@ -177,9 +196,9 @@ class ProgressWriter:
             if job is None or job.uid != key.uid:
                 return None
             before = self._previous(job, entry)
-            if _is_later(before, received):
+            if incoming is not None and _is_later(before, received):
                 return None
-            body = progress.advance(before, incoming, received)
+            body = _next(job, entry, before, pending)
             try:
                 await self._cluster.apply_progress(key.namespace, key.name, job.resource_version, body)
             except WriteConflict:
@@ -204,6 +223,18 @@ class ProgressWriter:
         ]
         for key in old:
             del self._entries[key]
+
+
+def _next(
+    job: JobView | None, entry: _Entry, before: Mapping[str, Any] | None, pending: tuple[Incoming | None, datetime]
+) -> dict[str, Any]:
+    """status.progress as it is to be. Stacks are kept as long as they are asked for, whoever wrote them."""
+    incoming, received = pending
+    body = dict(before or {}) if incoming is None else progress.advance(before, incoming, received)
+    if job is None or not job.dump:
+        entry.stacks.clear()
+        return progress.with_stacks(body)
+    return progress.with_stacks(body, progress.stacks_of(before), entry.stacks)
 
 
 def _is_later(before: Mapping[str, Any] | None, received: datetime) -> bool:
