@@ -5,7 +5,7 @@ from __future__ import annotations
 from posttrain_operator.cache import Cache
 from posttrain_operator.facts import JobFacts
 from posttrain_operator.records import Key
-from posttrain_operator.statusserver.view import JobView
+from posttrain_operator.statusserver.view import JobView, view_of
 
 
 class CacheView:
@@ -17,10 +17,7 @@ class CacheView:
     def job(self, namespace: str, name: str) -> JobView | None:
         """The job, or None where the cache has none."""
         record = self._cache.jobs.get(Key(namespace, name))
-        if record is None:
-            return None
-        job = JobFacts.of(record)
-        return JobView(record.uid, record.resource_version, job.terminal, dict(job.progress) or None)
+        return None if record is None else view_of(record)
 
     def pod_uids(self, namespace: str, name: str) -> frozenset[str]:
         """The job's pods that exist. A pod that a restart has condemned is no longer heard: it speaks of the past."""
