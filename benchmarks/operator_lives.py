@@ -30,17 +30,18 @@ class Life:
 
 @dataclass(frozen=True)
 class Template:
-    """Everything that was written for one job, as JSON texts with its name and uid inside. `child` may be empty."""
+    """Everything that was written for one job, as JSON texts with its names and uid inside. `child` may be empty."""
 
+    namespace: str
     name: str
     uid: str
     maps: tuple[str, ...]
     child: str
     status: str
 
-    def of(self, text: str, name: str, uid: str) -> Obj:
+    def of(self, text: str, namespace: str, name: str, uid: str) -> Obj:
         """The same object for another job."""
-        made: Obj = json.loads(text.replace(self.uid, uid).replace(self.name, name))
+        made: Obj = json.loads(text.replace(self.uid, uid).replace(self.name, name).replace(self.namespace, namespace))
         return made
 
 
@@ -98,7 +99,7 @@ class Hands:
         found = (await self.client.get(self.maps, labelSelector=f"{names.LABEL_JOB_NAME}={name}"))["items"]
         maps = tuple(json.dumps({**each, "apiVersion": "v1", "kind": "ConfigMap", **_plain(each)}) for each in found)
         made = json.dumps({**child, **_plain(child), "status": {}}) if child else ""
-        return Template(name, job["metadata"]["uid"], maps, made, json.dumps(job["status"]))
+        return Template(self.namespace, name, job["metadata"]["uid"], maps, made, json.dumps(job["status"]))
 
     async def burst(self, prefix: str, count: int, tick: Callable[[], object]) -> tuple[float, list[float]]:
         """Applies so many jobs at once. (seconds until the last has its child and its status, seconds of each until
@@ -134,9 +135,9 @@ class Hands:
         job = await self.client.post(self.jobs, objects.job(name, self.namespace))
         uid = job["metadata"]["uid"]
         for text in template.maps:
-            await self.client.post(self.maps, template.of(text, name, uid))
-        child = await self.client.post(self.children, template.of(template.child, name, uid))
-        status = template.of(template.status, name, uid)
+            await self.client.post(self.maps, template.of(text, self.namespace, name, uid))
+        child = await self.client.post(self.children, template.of(template.child, self.namespace, name, uid))
+        status = template.of(template.status, self.namespace, name, uid)
         await self.say(job, {**status, "backend": {**status["backend"], "uid": child["metadata"]["uid"]}})
 
     async def say(self, job: Obj, status: Obj) -> None:

@@ -124,7 +124,7 @@ class Peer:
 
     async def _one(self, pods: Pods, template: Template, name: str, limit: asyncio.Semaphore | None = None) -> float:
         """Seconds from the creation's request to its first pod; returns when both are there."""
-        child = template.of(template.child, name, template.uid)
+        child = template.of(template.child, NAMESPACE, name, template.uid)
         meta = {"name": name, "namespace": NAMESPACE, "labels": child["metadata"]["labels"]}
         seen = pods.expect(name)
         async with limit or asyncio.Semaphore(1):

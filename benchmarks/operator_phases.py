@@ -166,7 +166,7 @@ async def archive(world: World, templates: dict[str, Template], count: int) -> N
             if number % 10 == 0:
                 job = await world.client.post(hands.jobs, objects.job(name, world.archive, suspend=True))
                 held = templates["suspended"]
-                await hands.say(job, held.of(held.status, name, job["metadata"]["uid"]))
+                await hands.say(job, held.of(held.status, world.archive, name, job["metadata"]["uid"]))
             else:
                 await hands.write(name, templates["finished"])
                 body = objects.child_status(objects.condition("Succeeded"))

@@ -1,7 +1,7 @@
 """The benchmark's cluster: etcd, API server, the chart's rights, namespaces by what the jobs in them are for.
 
-`fleet` has the jobs that run, played by the status runner; `probe` lives of one job at a time; `burst` many at once;
-`archive` what has finished or waits. Made by `operator_bench`, used by its phases.
+`fleet` has the jobs that run, played by the status runner; `one-by-one` lives of one job at a time; `at-once` many at
+once; `archive` what has finished or waits. Made by `operator_bench`, used by its phases.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_OURS = frozenset({"leases", "tokenreviews", "subjectaccessreviews", "servic
 class World:
     """Everything but the operator. Make it before the event loop runs, `open` inside it."""
 
-    fleet, probe, rush, archive = "fleet", "probe", "burst", "archive"
+    fleet, probe, rush, archive = "fleet", "one-by-one", "at-once", "archive"
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
@@ -64,7 +64,7 @@ class World:
         await self.client.close()
 
     def hands(self, name: str) -> Hands:
-        """In `probe` or `burst`."""
+        """In `one-by-one` or `at-once`."""
         return Hands(self.client, self.seen if name == self.probe else self.rushed, name)
 
     def unique(self) -> str:
