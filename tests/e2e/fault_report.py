@@ -28,7 +28,7 @@ def line(row: dict[str, Any]) -> str:
     end = "gone on" if gone_on else row["state"]
     fault = row["fault"].replace("-", " ")
     return (
-        f"| {row['stage']} | {fault} | {end} | {row['reason']} | {restarts} | {lost} | {row['saved']} "
+        f"| {row['stage']} | {fault} | {end} | {row['reason'] or 'not known'} | {restarts} | {lost} | {row['saved']} "
         f"| {row['seconds']} |\n"
     )
 

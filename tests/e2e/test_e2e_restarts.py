@@ -19,9 +19,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 STEPS, EVERY, PACE = 80, 10, 0.15
 PATIENCE = 600
-STRUCK = {"killed": "ProcessKilled", "unwatched": "ProcessKilled", "evicted": "Preempted", "hungry": "OutOfMemory"}
-"""Job and what its restart is for."""
-FREE = ("evicted",)
+STRUCK = {
+    "killed": {"ProcessKilled": 1},
+    "evicted": {"Preempted": 1},
+    "hungry": {"OutOfMemory": 1},
+    "unwatched": {},  # the pods were replaced before anybody looked: nobody knows why, and it counts as nothing
+}
+"""Job and what its restarts are for."""
+FREE = ("evicted", "unwatched")
 
 
 def long_job(name: str, **resources: int) -> Manifest:
@@ -93,7 +98,7 @@ def whole(bench: Bench, name: str) -> None:
 @pytest.mark.parametrize("name", STRUCK)
 def test_it_restarts_from_its_checkpoint(seen: Seen, name: str) -> None:
     status, story = seen.bench.succeeded(name, PATIENCE), seen.bench.story(name)
-    assert status["restarts"]["byCause"] == {STRUCK[name]: 1}, story
+    assert status.get("restarts", {}).get("byCause", {}) == STRUCK[name], story
     assert restarts(status) == (0 if name in FREE else 1), story
     assert status["attempt"]["number"] == 2, story
     assert set(status["attempt"]["podUIDs"]).isdisjoint(seen.struck[name]["attempt"]["podUIDs"])
