@@ -78,8 +78,8 @@ def uids(hit: Hit) -> set[str]:
 
 @dataclass(frozen=True)
 class Fault:
-    """`reason`: of the failure; None where all pods were replaced before anybody looked. `counted`: restarts that use up
-    the budget. `ends`: the state."""
+    """`reason`: of the failure; None where all pods were replaced before anybody looked. `counted`: restarts that use
+    up the budget. `ends`: the state."""
 
     name: str
     strike: Strike
