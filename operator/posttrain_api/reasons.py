@@ -82,6 +82,8 @@ class Reason(StrEnum):
 
     GRACE_PERIOD_TOO_SHORT = "GracePeriodTooShort"
     CHECKPOINT_REFUSED = "CheckpointRefused"
+    GUARD_WARNED = "GuardWarned"
+    SAMPLER_MISMATCH = "SamplerMismatch"
 
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     RESTART_BUDGET_EXHAUSTED = "RestartBudgetExhausted"
@@ -96,6 +98,17 @@ class ReasonInfo:
     effect: Effect
     exit_code: int | None = None
     budget: Budget | None = None
+
+
+_RETRYABLE = {
+    Reason.OUT_OF_MEMORY: ReasonInfo(Effect.RESTART, 137, Budget.OUT_OF_MEMORY),
+    Reason.PREEMPTED: ReasonInfo(Effect.RESTART, 143, Budget.FREE),
+    Reason.PEER_LOST: ReasonInfo(Effect.RESTART, 160, Budget.TOTAL),
+    Reason.HANG: ReasonInfo(Effect.RESTART, 161, Budget.HANG),
+    Reason.PROCESS_KILLED: ReasonInfo(Effect.RESTART, 162, Budget.PROCESS_KILLED),
+    Reason.NODE_LOST: ReasonInfo(Effect.RESTART, None, Budget.FREE),
+    Reason.TRAINER_ERROR: ReasonInfo(Effect.RESTART, 190, Budget.TRAINER_ERROR),
+}
 
 
 def _table() -> dict[Reason, ReasonInfo]:
@@ -145,20 +158,12 @@ def _table() -> dict[Reason, ReasonInfo]:
         Reason.STORAGE_READ_ONLY: 52,
         Reason.ACCELERATOR_OUT_OF_MEMORY: 60,
     }
-    retryable = {
-        Reason.OUT_OF_MEMORY: ReasonInfo(Effect.RESTART, 137, Budget.OUT_OF_MEMORY),
-        Reason.PREEMPTED: ReasonInfo(Effect.RESTART, 143, Budget.FREE),
-        Reason.PEER_LOST: ReasonInfo(Effect.RESTART, 160, Budget.TOTAL),
-        Reason.HANG: ReasonInfo(Effect.RESTART, 161, Budget.HANG),
-        Reason.PROCESS_KILLED: ReasonInfo(Effect.RESTART, 162, Budget.PROCESS_KILLED),
-        Reason.NODE_LOST: ReasonInfo(Effect.RESTART, None, Budget.FREE),
-        Reason.TRAINER_ERROR: ReasonInfo(Effect.RESTART, 190, Budget.TRAINER_ERROR),
-    }
     # Above 127: below, the training-operator would fail the job before ours can suspend it.
     suspended[Reason.GUARD_SUSPENDED] = ReasonInfo(Effect.SUSPENDED, 163)
-    warnings = dict.fromkeys((Reason.GRACE_PERIOD_TOO_SHORT, Reason.CHECKPOINT_REFUSED), ReasonInfo(Effect.WARNING))
+    told = (Reason.GRACE_PERIOD_TOO_SHORT, Reason.CHECKPOINT_REFUSED, Reason.GUARD_WARNED, Reason.SAMPLER_MISMATCH)
+    warnings = dict.fromkeys(told, ReasonInfo(Effect.WARNING))
     permanent_infos = {reason: ReasonInfo(Effect.FAILED, code) for reason, code in permanent.items()}
-    return {**suspended, **stalled, **failed, **permanent_infos, **retryable, **warnings}
+    return {**suspended, **stalled, **failed, **permanent_infos, **_RETRYABLE, **warnings}
 
 
 REASONS: dict[Reason, ReasonInfo] = _table()

@@ -112,6 +112,13 @@ def test_a_killed_launcher_may_go_on(plan: Plan) -> None:
     assert may_go_on(status)
 
 
+def test_what_a_guard_suspends_may_go_on(plan: Plan) -> None:
+    word = Failure(reason=Reason.GUARD_SUSPENDED, message="kl was 9", exit_code=163, step=6)
+    status = status_of(plan, [PodEnd("master-0", 163, word, "")], SPAN, stopped=False)
+    assert (status["state"], status["reason"], status["failure"]["step"]) == ("Suspended", "GuardSuspended", 6)
+    assert may_go_on(status)
+
+
 def test_stopping_is_no_failure_and_a_success_stays_one(plan: Plan) -> None:
     ended = failure("a-master-0", Reason.PREEMPTED, "2030-01-01T00:00:01Z", 143)
     assert status_of(plan, [ended], SPAN, stopped=True)["state"] == "Suspended"

@@ -125,6 +125,12 @@ class Checkpoints:
         self.last = last
         return last
 
+    def end_at(self, step: int) -> None:
+        """Whoever starts from this run without naming a checkpoint starts from that of `step`: those after it are of a
+        training that a guard has ended. Rank 0 only."""
+        self.fence.check()
+        files.replace_json(self._place.root / files.GOOD, {"step": step})
+
     def uri_of(self, step: int) -> str:
         """Of an own checkpoint, as the outside names it."""
         return f"{self._place.uri.rstrip('/')}/checkpoints/{files.folder_of(self._place.root, step).name}"

@@ -128,7 +128,9 @@ class Chooser:
 
 def _others(folder: Path) -> _Listed:
     single = files.read_committed(folder)
-    found = (single,) if single is not None else tuple(files.committed(folder))
+    good = files.good_step(folder)
+    all_of_them = (each for each in files.committed(folder) if good is None or each.manifest.step <= good)
+    found = (single,) if single is not None else tuple(all_of_them)
     if found:
         return _Listed(found)
     return _Listed(

@@ -22,6 +22,8 @@ from posttrain_api.base import Model
 from posttrain_trainer.signs import mark
 
 MANIFEST = "manifest.json"
+GOOD = "good.json"
+"""Beside the folders of a training that a guard has ended: the step of the checkpoint from before."""
 _PREFIX = "step-"
 _OLD = ".old-"
 _BLOCK = 1 << 22
@@ -78,6 +80,14 @@ def committed(root: Path) -> list[Committed]:
     folders = [path for path in root.glob(_PREFIX + "*") if path.name.removeprefix(_PREFIX).isdigit()]
     found = [entry for path in folders if (entry := read_committed(path)) is not None]
     return sorted(found, key=lambda entry: entry.manifest.step, reverse=True)
+
+
+def good_step(root: Path) -> int | None:
+    """The newest step that others should start from; None where no guard has ended the training."""
+    try:
+        return int(json.loads((root / GOOD).read_text())["step"])
+    except FileNotFoundError:
+        return None
 
 
 def read_committed(folder: Path) -> Committed | None:

@@ -187,6 +187,8 @@ class Loop:
         if looked.tripped is None:
             return None
         kept = state.step if looked.tripped.action == "Suspend" else looked.tripped.good
+        if looked.tripped.action == "Fail" and kept is not None:
+            parts.checkpoints.end_at(kept)
         return ending(looked.tripped, None if kept is None else parts.checkpoints.uri_of(kept))
 
     def _end(self, ends: TrainerFailure | None) -> NoReturn:

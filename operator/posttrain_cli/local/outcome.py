@@ -46,7 +46,9 @@ def status_of(plan: Plan, ends: Sequence[PodEnd], span: Span, stopped: bool) -> 
         words = "stopped; the same command goes on from the last checkpoint"
         return _head(plan, span, "Suspended", Reason.USER_SUSPENDED, words)
     failure = _failure(first_failed(ends))
-    return {**_head(plan, span, "Failed", Reason(failure["reason"]), failure["message"]), "failure": failure}
+    reason = Reason(failure["reason"])
+    state = "Suspended" if reason is Reason.GUARD_SUSPENDED else "Failed"
+    return {**_head(plan, span, state, reason, failure["message"]), "failure": failure}
 
 
 def first_failed(ends: Sequence[PodEnd]) -> PodEnd:
@@ -63,8 +65,9 @@ def reason_of(end: PodEnd) -> Reason:
 
 
 def may_go_on(status: Mapping[str, Any]) -> bool:
-    """Whether calling again would go on from a checkpoint: the cluster would have restarted it by itself."""
-    return "reason" in status and REASONS[Reason(status["reason"])].effect is Effect.RESTART
+    """Whether calling again would go on from a checkpoint: a cluster would have restarted it by itself, or waits."""
+    reason = Reason(status["reason"]) if "reason" in status else None
+    return reason is Reason.GUARD_SUSPENDED or (reason is not None and REASONS[reason].effect is Effect.RESTART)
 
 
 def _time(end: PodEnd) -> str:
