@@ -11,9 +11,17 @@ from typing import Any
 class Object(StrEnum):
     """The kinds that reconcile may touch."""
 
-    CHILD = "PyTorchJob"
+    PYTORCHJOB = "PyTorchJob"
+    TRAINJOB = "TrainJob"
+    TRAINING_RUNTIME = "TrainingRuntime"
     POD = "Pod"
     CONFIG_MAP = "ConfigMap"
+    CLAIM = "PersistentVolumeClaim"
+
+    @property
+    def is_child(self) -> bool:
+        """Whether it is what a backend runs a job as."""
+        return self in (Object.PYTORCHJOB, Object.TRAINJOB)
 
 
 @dataclass(frozen=True)

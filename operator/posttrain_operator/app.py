@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain_operator.brake import Brake
 from posttrain_operator.cache import Cache
@@ -23,7 +23,7 @@ from posttrain_operator.cluster.api import Api
 from posttrain_operator.cluster.connection import Connection, connect
 from posttrain_operator.cluster.errors import ApiError
 from posttrain_operator.cluster.failpoints import Failpoints
-from posttrain_operator.cluster.kinds import JOB, PYTORCHJOB, WATCHED
+from posttrain_operator.cluster.kinds import CHILDREN, JOB, WATCHED, Kind
 from posttrain_operator.cluster.streams import Pace
 from posttrain_operator.execute import Executor
 from posttrain_operator.findings import Findings
@@ -34,7 +34,7 @@ from posttrain_operator.monitoring import Monitoring
 from posttrain_operator.observe import Observer
 from posttrain_operator.recorder import Recorder
 from posttrain_operator.records import Key
-from posttrain_operator.resync import Lists, compare_forever, discover_forever, resync_forever
+from posttrain_operator.resync import Lists, compare_forever, discover_forever, present, resync_forever
 from posttrain_operator.settings import Settings
 from posttrain_operator.statusserver import StatusServer, start_status_server
 from posttrain_operator.watch import BackendsChanged, Handlers, Login, Streams, registry_of, watch
@@ -42,6 +42,7 @@ from posttrain_operator.worker import Worker, look_for_hangs
 from posttrain_operator.workqueue import Backoff, WorkQueue
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 EXIT_STOPPED, EXIT_BROKEN, EXIT_CHANGED = 0, 1, 3
 _BEAT = 1.0
 _LEAST_REQUEST = 5.0
@@ -154,13 +155,13 @@ async def _keep_status_server(parts: Parts) -> None:
 
 async def _serve(parts: Parts) -> None:
     """Watches and works until told to stop. Raises where any part of it ends by itself."""
-    has_backend = await _discover(parts)
-    parts.observer.backend_available = has_backend
-    kinds = tuple(kind for kind in WATCHED if kind is not PYTORCHJOB or has_backend)
+    children = await _discover(parts)
+    parts.observer.available = frozenset(kind.kind for kind in children)
+    kinds = tuple(kind for kind in WATCHED if kind in children or kind not in CHILDREN)
     lists = Lists(parts.cluster, parts.cache, parts.settings, kinds)
     registry = registry_of(Handlers(parts.cache, parts.queue.add), parts.login, kinds)
     # All of them before kopf: when it ends it waits five seconds for tasks that were started after it.
-    ours = _workforce(parts, lists, has_backend)
+    ours = _workforce(parts, lists, children)
     parts.health.detail = "waiting for the initial lists"
     watching = asyncio.create_task(watch(parts.settings, registry), name="kopf")
     try:
@@ -171,25 +172,25 @@ async def _serve(parts: Parts) -> None:
         await _end([watching, *ours])
 
 
-async def _discover(parts: Parts) -> bool:
-    """Waits for our own kind; says whether the backend's is there."""
-    while not await _has(parts, JOB):
+async def _discover(parts: Parts) -> frozenset[Kind]:
+    """Waits for our own kind; says which kinds of child are there."""
+    while not await _answered(lambda: parts.cluster.has_kind(JOB)):
         parts.health.detail = "waiting for the PostTrainingJob kind; install crds/posttrainingjobs.yaml"
         log.warning(parts.health.detail)
         await asyncio.sleep(parts.settings.timing.discovery_missing)
-    return await _has(parts, PYTORCHJOB)
+    return await _answered(lambda: present(parts.cluster))
 
 
-async def _has(parts: Parts, kind: Any) -> bool:
+async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
-            return await parts.cluster.has_kind(kind)
+            return await ask()
         except ApiError as error:
             log.warning("the API server does not answer: %s", error)
             await asyncio.sleep(1)
 
 
-def _workforce(parts: Parts, lists: Lists, has_backend: bool) -> list[asyncio.Task[None]]:
+def _workforce(parts: Parts, lists: Lists, children: frozenset[Kind]) -> list[asyncio.Task[None]]:
     """The workers and the safety nets; they hold still until the picture is complete. Each ends only by an error."""
     timing, complete = parts.settings.timing, asyncio.Event()
 
@@ -202,7 +203,7 @@ def _workforce(parts: Parts, lists: Lists, has_backend: bool) -> list[asyncio.Ta
         task("resync", lambda: resync_forever(parts.cache, parts.queue, timing)),
         task("comparison", lambda: compare_forever(lists, parts.cache, parts.queue, timing, parts.monitoring.diverged)),
         task("self-check", lambda: look_for_hangs(parts.worker, timing)),
-        task("discovery", lambda: discover_forever(parts.cluster, timing, has_backend)),
+        task("discovery", lambda: discover_forever(parts.cluster, timing, children, parts.observer.missed)),
     ]
 
 

@@ -22,7 +22,7 @@ class Cache:
 
     def __init__(self) -> None:
         self.jobs: dict[Key, JobRecord] = {}
-        self.children: dict[Key, ChildRecord] = {}
+        self._children: defaultdict[Key, dict[str, ChildRecord]] = defaultdict(dict)
         self._pods: defaultdict[Key, dict[str, PodRecord]] = defaultdict(dict)
         self._dependents: defaultdict[Key, set[Key]] = defaultdict(set)
         self._deleted: OrderedDict[str, None] = OrderedDict()
@@ -47,15 +47,32 @@ class Cache:
         self._forget_gone(key, frozenset())
 
     def put_child(self, child: ChildRecord) -> None:
-        old = self.children.get(child.key)
-        if child.uid not in self._deleted and not (old and not _newer(child, old)):
-            self.children[child.key] = child
+        if child.uid in self._deleted:
+            return
+        old = self._children[child.key].get(child.kind)
+        if not (old and not _newer(child, old)):
+            self._children[child.key][child.kind] = child
 
     def drop_child(self, key: Key, uid: str) -> None:
         self._bury(uid)
-        child = self.children.get(key)
-        if child and child.uid == uid:
-            del self.children[key]
+        left = {kind: child for kind, child in self._children.get(key, {}).items() if child.uid != uid}
+        if left:
+            self._children[key] = left
+        else:
+            self._children.pop(key, None)
+
+    def child(self, key: Key, owner: str | None, kind: str) -> ChildRecord | None:
+        """The child that job `owner` has; without one, whatever has its name and the kind that it wants.
+
+        After a change of backend the child of an earlier job of this name may still be going.
+        """
+        of_name = self._children.get(key, {})
+        own = (child for child in of_name.values() if owner is not None and child.owner_uid == owner)
+        return next(own, of_name.get(kind))
+
+    def children(self, key: Key) -> tuple[ChildRecord, ...]:
+        """Children of this name, whoever owns them: one of a kind at most."""
+        return tuple(self._children.get(key, {}).values())
 
     def put_pod(self, pod: PodRecord) -> None:
         old = self._pods[pod.job].get(pod.uid)
@@ -72,7 +89,7 @@ class Cache:
             self._tidy(pod.job)
 
     def pods(self, key: Key) -> tuple[PodRecord, ...]:
-        """Live pods of the job's PyTorchJob and their remembered ends, in order of name and uid."""
+        """Live pods of the job's child and their remembered ends, in order of name and uid."""
         owned = (pod for pod in self._pods.get(key, {}).values() if pod.owned)
         return tuple(sorted(owned, key=lambda pod: (pod.name, pod.uid)))
 
@@ -89,11 +106,15 @@ class Cache:
         self._forget_gone(key, frozenset(attempt_uids))
 
     def versions(self, kind: str) -> dict[str, tuple[Key, str]]:
-        """Of every live object of a kind (jobs, children, pods): uid -> (its job, resourceVersion)."""
+        """Of every live object of a kind (jobs, pods, or a kind of child): uid -> (its job, resourceVersion)."""
         if kind == "pods":
             return {pod.uid: (pod.job, pod.resource_version) for pod in self.all_pods()}
-        records: Mapping[Key, JobRecord | ChildRecord] = self.jobs if kind == "jobs" else self.children
-        return {record.uid: (key, record.resource_version) for key, record in records.items()}
+        if kind == "jobs":
+            return {job.uid: (key, job.resource_version) for key, job in self.jobs.items()}
+        return {child.uid: (child.key, child.resource_version) for child in self._all_children() if child.kind == kind}
+
+    def _all_children(self) -> Iterable[ChildRecord]:
+        return [child for of_name in self._children.values() for child in of_name.values()]
 
     def was_deleted(self, uid: str) -> bool:
         """Whether the object was seen to go, not long ago."""
@@ -103,13 +124,13 @@ class Cache:
         """An object whose deletion was never told is dropped."""
         if kind == "jobs":
             self.drop_job(key, uid)
-        elif kind == "children":
+        elif kind != "pods":
             self.drop_child(key, uid)
         elif pod := self._pods.get(key, {}).get(uid):
             self.drop_pod(pod)
 
     def counts(self) -> Mapping[str, int]:
-        return {"jobs": len(self.jobs), "children": len(self.children), "pods": len(list(self.all_pods()))}
+        return {"jobs": len(self.jobs), "children": len(list(self._all_children())), "pods": len(list(self.all_pods()))}
 
     def _forget_gone(self, key: Key, keep: frozenset[str]) -> None:
         pods = self._pods.get(key, {})
@@ -137,8 +158,8 @@ class Cache:
 
 
 def _remembering(pod: PodRecord, old: PodRecord | None) -> PodRecord:
-    """The kubelet's last deletion has no grace any more: that somebody asked is known from before."""
-    return replace(pod, asked=True) if old and old.asked and not pod.asked else pod
+    """The kubelet's last deletion has no grace any more: that somebody asked, and when, is known from before."""
+    return replace(pod, asked=True, asked_at=old.asked_at) if old and old.asked else pod
 
 
 def _newer(new: JobRecord | ChildRecord | PodRecord, old: JobRecord | ChildRecord | PodRecord) -> bool:

@@ -13,11 +13,12 @@ from typing import Any
 
 from posttrain_api import names
 from posttrain_operator.actions import Actions, Create, Delete, Object, Patch
+from posttrain_operator.backends import backend
 from posttrain_operator.backends.configmaps import CA_FILE
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster import Cluster, Deletion
 from posttrain_operator.cluster.errors import AlreadyExists, Conflict, Forbidden, Invalid, WebhookFailed
-from posttrain_operator.cluster.kinds import CONFIG_MAP, JOB, POD, PYTORCHJOB, Kind
+from posttrain_operator.cluster.kinds import CHILDREN, CLAIM, CONFIG_MAP, JOB, POD, TRAINING_RUNTIME, Kind
 from posttrain_operator.facts import Found, Refusal
 from posttrain_operator.findings import Findings, Published
 from posttrain_operator.recorder import Recorder
@@ -25,8 +26,12 @@ from posttrain_operator.records import JobRecord, Key
 from posttrain_operator.slim import child_record, controller_uid, job_record
 
 log = logging.getLogger(__name__)
-_KINDS: Mapping[Object, Kind] = {Object.CHILD: PYTORCHJOB, Object.POD: POD, Object.CONFIG_MAP: CONFIG_MAP}
+_KINDS: Mapping[Object, Kind] = {
+    Object(kind.kind): kind for kind in (*CHILDREN, TRAINING_RUNTIME, POD, CONFIG_MAP, CLAIM)
+}
 _OBJECT_MANAGER = "posttrain-operator"
+_UNSEEN = (0.05, 0.1, 0.25, 0.5)
+"""Seconds between two tries to make a child whose controller does not know yet what it needs."""
 
 
 class Executor:
@@ -55,21 +60,25 @@ class Executor:
 
         What is taken for deleted never comes back, so an answer that the whole kind is not there does not count.
         """
-        job, child = await asyncio.gather(self._cluster.get(JOB, *key), self._cluster.get(PYTORCHJOB, *key))
-        known_job, known_child = self._cache.jobs.get(key), self._cache.children.get(key)
+        job, *_ = await asyncio.gather(self._cluster.get(JOB, *key), *(self._child_again(k, key) for k in CHILDREN))
+        known_job = self._cache.jobs.get(key)
         if job is not None:
             self._cache.put_job(job_record(job))
         elif known_job is not None and await self._cluster.has_kind(JOB):
             self._cache.drop_job(key, known_job.uid)
-        if child is not None:
-            self._cache.put_child(child_record(child))
-        elif known_child is not None and await self._cluster.has_kind(PYTORCHJOB):
-            self._cache.drop_child(key, known_child.uid)
+
+    async def _child_again(self, kind: Kind, key: Key) -> None:
+        known = next((child for child in self._cache.children(key) if child.kind == kind.kind), None)
+        found = await self._cluster.get(kind, *key)
+        if found is not None:
+            self._cache.put_child(child_record(found))
+        elif known is not None and await self._cluster.has_kind(kind):
+            self._cache.drop_child(key, known.uid)
 
     async def _create_all(self, job: JobRecord, actions: Actions) -> bool:
         """What pods mount first, all at once; then the child."""
-        first = [create for create in actions.create if create.kind is not Object.CHILD]
-        last = [create for create in actions.create if create.kind is Object.CHILD]
+        first = [create for create in actions.create if not create.kind.is_child]
+        last = [create for create in actions.create if create.kind.is_child]
         made = await asyncio.gather(*(self._create(job, create) for create in first))
         return all(made) and all([await self._create(job, create) for create in last])
 
@@ -78,7 +87,7 @@ class Executor:
             await self._publish(job, create)
             return True
         try:
-            made = await self._cluster.create(_KINDS[create.kind], job.key.namespace, create.body)
+            made = await self._post(job.key.namespace, create)
         except AlreadyExists:
             return await self._note_taken(job, create)
         except (Forbidden, Invalid, WebhookFailed) as error:
@@ -86,6 +95,17 @@ class Executor:
             return False
         self._note_made(job.key, create, made)
         return True
+
+    async def _post(self, namespace: str, create: Create) -> dict[str, Any]:
+        """POST; once more and again where the child's controller has not seen yet what was made for it just now."""
+        for pause in _UNSEEN if create.kind.is_child else ():
+            try:
+                return await self._cluster.create(_KINDS[create.kind], namespace, create.body)
+            except (Forbidden, Invalid) as error:
+                if not backend(create.kind).unseen(error.message):
+                    raise
+                await asyncio.sleep(pause)
+        return await self._cluster.create(_KINDS[create.kind], namespace, create.body)
 
     async def _publish(self, job: JobRecord, create: Create) -> None:
         """The CA bundle. Where it is refused the pods report to nobody, which disturbs no training."""
@@ -108,17 +128,17 @@ class Executor:
             await self._cluster.apply(kind, namespace, create.body, _OBJECT_MANAGER)
 
     def _note_made(self, key: Key, create: Create, made: Mapping[str, Any]) -> None:
-        if create.kind is Object.CHILD:
-            log.info("%s/%s: PyTorchJob created", key.namespace, key.name)
+        if create.kind.is_child:
+            log.info("%s/%s: %s created", key.namespace, key.name, create.kind)
             self._findings.obstacle.drop(key)
             self._cache.put_child(child_record(made))
-        else:
+        elif create.kind is Object.CONFIG_MAP:
             self._findings.config.put(key, found_of(made))
 
     async def _note_taken(self, job: JobRecord, create: Create) -> bool:
         """The name is taken: by our own object of an earlier try, or by somebody else's."""
         taken = await self._cluster.get(_KINDS[create.kind], job.key.namespace, create.name)
-        if taken is None:
+        if taken is None or create.kind is Object.CLAIM:  # the next pass looks whose it is
             return False
         found = found_of(taken)
         if create.kind is Object.CONFIG_MAP:
@@ -126,7 +146,8 @@ class Executor:
             wanted = create.body["metadata"]["annotations"][names.ANNOTATION_SPEC_HASH]
             return found.owner_uid == job.uid and found.spec_hash == wanted
         if found.owner_uid == job.uid:
-            self._cache.put_child(child_record(taken))
+            if create.kind.is_child:
+                self._cache.put_child(child_record(taken))
             return True
         self._findings.obstacle.put(job.key, found)
         return False
@@ -157,4 +178,5 @@ def found_of(obj: Mapping[str, Any]) -> Found:
     """An object that was in the way, or that was just made."""
     metadata = obj["metadata"]
     spec_hash = (metadata.get("annotations") or {}).get(names.ANNOTATION_SPEC_HASH, "")
-    return Found(metadata["uid"], controller_uid(metadata), spec_hash, "deletionTimestamp" in metadata)
+    what = f"{obj.get('kind', 'object')} named {metadata['name']}"
+    return Found(metadata["uid"], controller_uid(metadata), spec_hash, "deletionTimestamp" in metadata, what)

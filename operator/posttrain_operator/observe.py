@@ -12,8 +12,10 @@ from datetime import datetime
 from typing import Any
 
 from posttrain_api.reasons import Reason
-from posttrain_operator.backends.configmaps import CA_FILE
-from posttrain_operator.backends.owned import status_ca_name
+from posttrain_operator import claimlook
+from posttrain_operator.backends import BACKENDS, backend
+from posttrain_operator.backends.configmaps import CA_FILE, PARENTS_FILE
+from posttrain_operator.backends.owned import config_name, status_ca_name
 from posttrain_operator.backends.pod import StatusEndpoint
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster import Cluster
@@ -21,10 +23,11 @@ from posttrain_operator.cluster.kinds import CLAIM, CONFIG_MAP, NODE, Kind
 from posttrain_operator.facts import Intent, JobFacts, Missing, Note, Observation, StatusServer
 from posttrain_operator.findings import Findings, Published
 from posttrain_operator.reconcile import lookups
-from posttrain_operator.reconcile.intent import Family, Relative, understand
-from posttrain_operator.records import JobRecord, Key
+from posttrain_operator.reconcile.intent import understand
+from posttrain_operator.reconcile.relatives import Family, Relative, read
+from posttrain_operator.records import ChildRecord, JobRecord, Key
 from posttrain_operator.settings import Settings
-from posttrain_operator.slim import pod_record
+from posttrain_operator.slim import controller_uid, pod_record
 
 _ADVICE = "create it, or name another; the job then starts by itself"
 
@@ -37,36 +40,50 @@ class Observer:
     ) -> None:
         self._cluster, self._cache, self._findings, self._settings = cluster, cache, findings, settings
         self._bundle = bundle
-        self.backend_available = True
+        self.available: frozenset[str] = frozenset(BACKENDS)
+        """Kinds of child that the cluster has."""
+        self._missed: set[str] = set()
+
+    def missed(self) -> frozenset[str]:
+        """Kinds that jobs have asked for and the cluster has not."""
+        return frozenset(self._missed)
 
     async def observe(self, record: JobRecord, job: JobFacts, now: datetime) -> Observation:
         """Everything about the job as of now. ApiError where a look-up is refused."""
-        child = self._cache.children.get(record.key)
-        intent = self._intent(record) if lookups.needs_plan(job, child is not None) else Intent()
-        seen = self._from_memory(record, intent)
+        recorded = (job.status.get("backend") or {}).get("kind")
+        child = self._cache.child(record.key, record.uid, recorded or self._settings.plan.backend)
+        intent = await self._intent(record, job) if lookups.needs_plan(job, child is not None) else Intent()
+        kind = backend(recorded or intent.backend).KIND
+        self._missed |= {kind} - self.available
+        seen = self._from_memory(record, intent, kind)
         first = lookups.before_start(job, intent, child is not None)
         later = lookups.while_running(job, seen, now)
         if later.pods:
             await self._look_at_pods(record.key)
-            seen = self._from_memory(record, intent)
-        missing, notes, lost, server = await asyncio.gather(
-            self._missing(record.key.namespace, first),
-            self._notes(record.key.namespace, later.events),
-            self._lost(later.nodes),
+            seen = self._from_memory(record, intent, kind)
+        namespace = record.key.namespace
+        missing, claim, unbound, notes, unready, server = await asyncio.gather(
+            self._missing(namespace, first),
+            claimlook.claim_of(self._cluster, namespace, first.own_claim),
+            claimlook.unbound(self._cluster, namespace, later.unbound),
+            self._notes(namespace, later.events, child),
+            self._unready(later.nodes),
             self._status_server(job, has_child=child is not None),
         )
-        return replace(seen, missing=missing, notes=notes, lost_nodes=lost, status_server=server)
+        seen = replace(seen, claim=claim, unbound=unbound)
+        return replace(seen, missing=missing, notes=notes, unready_nodes=unready, status_server=server)
 
-    def _from_memory(self, record: JobRecord, intent: Intent) -> Observation:
+    def _from_memory(self, record: JobRecord, intent: Intent, kind: str) -> Observation:
         key = record.key
         pods = self._cache.pods(key)
         return Observation(
             intent=intent,
             timing=self._settings.timing,
-            child=self._cache.children.get(key),
+            backend=kind,
+            child=self._cache.child(key, record.uid, kind),
             pods=tuple(pod for pod in pods if pod.job_uid == record.uid),
             foreign_pods=any(pod.job_uid != record.uid and not pod.gone for pod in pods),
-            backend_available=self.backend_available,
+            backend_available=kind in self.available,
             config=self._findings.config.get(key),
             obstacle=self._findings.obstacle.get(key),
             refusal=self._findings.refusal.get(key),
@@ -79,8 +96,15 @@ class Observer:
             if pod is not None:
                 self._cache.put_pod(pod)
 
-    def _intent(self, record: JobRecord) -> Intent:
-        return understand(record.manifest(), self._family(record), self._settings.plan)
+    async def _intent(self, record: JobRecord, job: JobFacts) -> Intent:
+        """A job that has started is planned once more from what it was started with: its parents may be gone."""
+        known = await self._remembered(record) if "backend" in job.status and record.parents else {}
+        return understand(record.manifest(), {**self._family(record), **known}, self._settings.plan)
+
+    async def _remembered(self, record: JobRecord) -> Family:
+        found = await self._cluster.get(CONFIG_MAP, record.key.namespace, config_name(record.key.name)) or {}
+        ours = controller_uid(found.get("metadata") or {}) == record.uid
+        return read((found.get("data") or {}).get(PARENTS_FILE, "")) if ours else {}
 
     def _family(self, record: JobRecord) -> Family:
         """The job's parents, and theirs as long as they are not finished."""
@@ -113,14 +137,18 @@ class Observer:
         self._findings.exists.put(key, True)
         return None
 
-    async def _notes(self, namespace: str, uids: Iterable[str]) -> tuple[Note, ...]:
-        found = await asyncio.gather(*(self._cluster.events_of(namespace, uid) for uid in uids))
-        return tuple(note_of(event) for events in found for event in events if event.get("type") == "Warning")
+    async def _notes(self, namespace: str, uids: Iterable[str], child: ChildRecord | None) -> tuple[Note, ...]:
+        """Warnings about pods and about the child; what is told of objects below the child counts as told of it."""
+        asked = [(uid, selector) for uid in uids for selector in _told_by(uid, child)]
+        found = await asyncio.gather(*(self._cluster.events_about(namespace, selector) for _, selector in asked))
+        told = ((uid, event) for (uid, _), events in zip(asked, found, strict=True) for event in events)
+        return tuple(replace(note_of(event), about=uid) for uid, event in told if event.get("type") == "Warning")
 
-    async def _lost(self, nodes: Iterable[str]) -> frozenset[str]:
+    async def _unready(self, nodes: Iterable[str]) -> Mapping[str, str | None]:
         names = list(nodes)
         found = await asyncio.gather(*(self._cluster.get(NODE, None, name) for name in names))
-        return frozenset(name for name, node in zip(names, found, strict=True) if node is None or not _is_ready(node))
+        looked = ((name, unready_since(node)) for name, node in zip(names, found, strict=True))
+        return {name: since for name, (unready, since) in looked if unready}
 
     async def _status_server(self, job: JobFacts, has_child: bool) -> StatusServer | None:
         if not self._settings.status_url:
@@ -163,6 +191,13 @@ def relative_of(record: JobRecord) -> Relative:
     )
 
 
+def _told_by(uid: str, child: ChildRecord | None) -> tuple[str, ...]:
+    """Selectors of the Events about the child or a pod of this uid."""
+    if child is not None and child.uid == uid:
+        return backend(child.kind).told_by(child)
+    return (f"involvedObject.uid={uid}",)
+
+
 def note_of(event: Mapping[str, Any]) -> Note:
     """A core Event; its time is when it was last seen."""
     series = event.get("series") or {}
@@ -173,6 +208,10 @@ def note_of(event: Mapping[str, Any]) -> Note:
     return Note(about, event.get("reason", ""), event.get("message", ""), time)
 
 
-def _is_ready(node: Mapping[str, Any]) -> bool:
-    conditions = (node.get("status") or {}).get("conditions") or ()
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
+def unready_since(node: Mapping[str, Any] | None) -> tuple[bool, str | None]:
+    """Whether a node does not answer, and since when; no moment for one that is gone."""
+    if node is None:
+        return True, None
+    metadata, conditions = node.get("metadata") or {}, (node.get("status") or {}).get("conditions") or ()
+    ready = next((c for c in conditions if c.get("type") == "Ready"), {})
+    return ready.get("status") != "True", ready.get("lastTransitionTime") or metadata.get("creationTimestamp")

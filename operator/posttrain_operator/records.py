@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, NamedTuple
 
 
@@ -48,8 +49,20 @@ class ConditionRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """Which of its job's pods a pod is. `owned`: the job's child controls it. `ends_peers`: the child's controller
+    deletes the others where one fails."""
+
+    role: str
+    index: int
+    owned: bool
+    ends_peers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ChildRecord:
-    """A PyTorchJob. `owner_uid`: the controller's uid; `conditions` by type."""
+    """A job's child of some backend's kind. `owner_uid`: the controller's uid; `conditions` by the backends' common
+    names (Succeeded, Failed)."""
 
     key: Key
     uid: str
@@ -60,6 +73,7 @@ class ChildRecord:
     deleting: bool
     created: str | None
     conditions: Mapping[str, ConditionRecord] = field(default_factory=dict)
+    kind: str = "PyTorchJob"
 
     def holds(self, condition: str) -> bool:
         """Whether the condition is True."""
@@ -117,8 +131,10 @@ class PodRecord:
     """Whether its volumes are there: the kubelet makes the sandbox after them (PodReadyToStartContainers)."""
     asked: bool = False
     """Whether it was told to end before it ended: deleted with a grace (a drain, a suspension), by whomever."""
+    asked_at: datetime | None = None
+    """When, where the child's controller deletes the peers of a failed pod itself; None: it never does."""
     owned: bool = False
-    """Whether the job's PyTorchJob controls it. A pod that only wears the labels is none of the job's."""
+    """Whether the job's child controls it. A pod that only wears the labels is none of the job's."""
     gone: bool = False
 
     @property

@@ -17,7 +17,7 @@ from posttrain_operator.cache import Cache
 from posttrain_operator.cluster import Cluster
 from posttrain_operator.cluster.api import resource_path
 from posttrain_operator.cluster.errors import ApiError
-from posttrain_operator.cluster.kinds import JOB, POD, PYTORCHJOB, Kind
+from posttrain_operator.cluster.kinds import CHILDREN, JOB, POD, Kind
 from posttrain_operator.facts import JobFacts
 from posttrain_operator.records import Key
 from posttrain_operator.settings import Settings, Timing
@@ -25,7 +25,7 @@ from posttrain_operator.watch import BackendsChanged, Streams
 from posttrain_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
-_CACHED = {JOB: "jobs", PYTORCHJOB: "children", POD: "pods"}
+_CACHED = {JOB: "jobs", POD: "pods"} | {kind: kind.kind for kind in CHILDREN}
 _POLL = 0.05
 
 
@@ -168,14 +168,33 @@ def active_jobs(cache: Cache) -> Iterable[Key]:
     return (key for key, record in list(cache.jobs.items()) if not JobFacts.of(record).terminal)
 
 
-async def discover_forever(cluster: Cluster, timing: Timing, had_backend: bool) -> None:
-    """BackendsChanged when PyTorchJob comes or goes; often while it is missing, seldom otherwise."""
+async def discover_forever(
+    cluster: Cluster, timing: Timing, had: frozenset[Kind], missed: Callable[[], frozenset[str]]
+) -> None:
+    """BackendsChanged when a kind of child comes or goes; often while one that jobs wait for is missing, seldom
+    otherwise. `missed`: the names of the kinds that jobs wait for."""
+    rested = 0.0
     while True:
-        await asyncio.sleep(timing.discovery if had_backend else timing.discovery_missing)
+        await asyncio.sleep(timing.discovery_missing)
+        rested += timing.discovery_missing
+        if rested < timing.discovery and not missed():
+            continue
+        rested = 0.0
         try:
-            has = await cluster.has_kind(PYTORCHJOB)
+            has = await present(cluster)
         except ApiError as error:
             log.warning("the cluster's kinds were not read: %s", error)
             continue
-        if has != had_backend:
-            raise BackendsChanged(f"PyTorchJob {'is served now' if has else 'is no longer served'}: starting anew")
+        if has != had:
+            raise BackendsChanged(f"{_change(has, had)}: starting anew")
+
+
+async def present(cluster: Cluster) -> frozenset[Kind]:
+    """The kinds of child that the API server serves."""
+    served = await asyncio.gather(*(cluster.has_kind(kind) for kind in CHILDREN))
+    return frozenset(kind for kind, there in zip(CHILDREN, served, strict=True) if there)
+
+
+def _change(has: frozenset[Kind], had: frozenset[Kind]) -> str:
+    came = [f"{kind.kind} is served now" for kind in has - had]
+    return ", ".join(sorted([*came, *(f"{kind.kind} is no longer served" for kind in had - has)]))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, TypeVar
 
 from posttrain_api import names
+from posttrain_operator.backends import BACKENDS, DEFAULT
 from posttrain_operator.plan.types import PlanSettings
 
 PREFIX = "POSTTRAIN_OPERATOR_"
@@ -40,8 +41,17 @@ class Timing:
     """How long the success record may come after the child's own Succeeded."""
     silence: float = 60
     """Pods ready for so long without any report count as running."""
+    fresh: float = 120
+    """A job whose last report is older is not judged on it: it is not known whether it stands still."""
+    stacks: float = 60
+    """What the pods of a job that stands still have to send their stacks, before they are restarted."""
     lost_node: float = 60
-    """A pod that is Terminating so long beyond its grace on a lost node is deleted by force."""
+    """A node that has not been ready for so long is lost: the job's pods on it are deleted by force."""
+    half_placed: float = 300
+    """Some pods have a node and another finds none for so long: all places are given back."""
+    placement: float = 30
+    """Pause before they are asked for again; doubled each time, up to the limit, and jittered by half."""
+    placement_limit: float = 600
     lookup: float = 10
     """A claim, ConfigMap or conflict that was found is believed for so long."""
     restart: float = 10
@@ -62,6 +72,18 @@ class Timing:
     """A watch without a word for so long is opened anew: the API server sends a bookmark every minute."""
     stuck: float = 600
     """A pass over one job that takes so long will never end: the process starts anew."""
+    lease: float = 15
+    """A lease that nobody renewed for so long may be taken by another replica."""
+    lease_renew: float = 10
+    """Who could not renew it for so long no longer leads."""
+    lease_retry: float = 2
+    """Between two renewals; a standby looks twice as often."""
+
+    def with_lease(self, seconds: float) -> Timing:
+        """The same with a lease of so many seconds, and its other two times in proportion."""
+        share = seconds / self.lease
+        renew, retry = self.lease_renew * share, self.lease_retry * share
+        return replace(self, lease=seconds, lease_renew=renew, lease_retry=retry)
 
     def scaled(self, factor: float) -> Timing:
         """Every constant times `factor` (tests run at a tenth)."""
@@ -83,6 +105,8 @@ class Settings:
     watch_namespaces: tuple[str, ...] = ()
     timing: Timing = Timing()
     workers: int = 16
+    lease: str = "posttrain-operator"
+    """Name of the Lease: one for each installation in a namespace."""
     failpoint: str = ""
     """For tests: see cluster.failpoints."""
 
@@ -100,9 +124,18 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         log_level=env.choice("LOG_LEVEL", ("debug", "info", "warning", "error"), "info"),
         log_format="text" if env.choice("LOG_FORMAT", ("text", "json"), "json") == "text" else "json",
         watch_namespaces=tuple(part.strip() for part in env.text("WATCH_NAMESPACES", "").split(",") if part.strip()),
-        timing=Timing().scaled(env.number("TIME_SCALE", 1.0)),
+        timing=_timing(env).scaled(env.number("TIME_SCALE", 1.0)),
+        lease=env.text("LEASE_NAME", Settings.lease),
         failpoint=env.text("FAILPOINT", ""),
     )
+
+
+def _timing(env: _Reader) -> Timing:
+    """What depends on the cluster and may be said."""
+    lost_node = env.number("LOST_NODE_SECONDS", Timing.lost_node)
+    half_placed = env.number("HALF_PLACED_SECONDS", Timing.half_placed)
+    lease = env.number("LEASE_SECONDS", Timing.lease)
+    return Timing(lost_node=lost_node, half_placed=half_placed).with_lease(lease)
 
 
 def _plan_settings(env: _Reader) -> PlanSettings:
@@ -110,6 +143,7 @@ def _plan_settings(env: _Reader) -> PlanSettings:
         trainer_image=env.required("TRAINER_IMAGE"),
         image_pull_policy=env.choice("TRAINER_IMAGE_PULL_POLICY", ("Always", "IfNotPresent", "Never"), "IfNotPresent"),
         allow_cpu=env.choice("ALLOW_CPU", ("true", "false"), "false") == "true",
+        backend=env.choice("BACKEND", tuple(BACKENDS), DEFAULT),
         rendezvous_port=names.RENDEZVOUS_PORT,
         metrics_port=names.METRICS_PORT,
     )

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from posttrain_api import names
-from posttrain_operator.records import ChildRecord, ConditionRecord, End, JobRecord, Key, PodRecord, Waiting
+from posttrain_operator import clock
+from posttrain_operator.backends import BACKENDS, backend
+from posttrain_operator.records import ChildRecord, ConditionRecord, End, JobRecord, Key, PodRecord, Seat, Waiting
 
 Object = Mapping[str, Any]
 _METADATA = (
@@ -22,8 +25,7 @@ _METADATA = (
     "deletionTimestamp",
     "labels",
 )
-_ROLE = "training.kubeflow.org/replica-type"
-_INDEX = "training.kubeflow.org/replica-index"
+_STRANGER = Seat("Worker", 0, owned=False)
 _STARTING = frozenset({"ContainerCreating", "PodInitializing", ""})
 
 
@@ -62,18 +64,20 @@ def _from_jobs(value: Any) -> Iterator[str]:
 
 
 def child_record(obj: Object) -> ChildRecord:
-    """A PyTorchJob."""
+    """A child; of the default kind where it does not say its own."""
     metadata, status = obj["metadata"], obj.get("status") or {}
+    its = backend(obj.get("kind"))
     return ChildRecord(
         key=Key(metadata["namespace"], metadata["name"]),
         uid=metadata["uid"],
         resource_version=metadata["resourceVersion"],
         owner_uid=controller_uid(metadata),
         spec_hash=(metadata.get("annotations") or {}).get(names.ANNOTATION_SPEC_HASH, ""),
-        suspended=bool(((obj.get("spec") or {}).get("runPolicy") or {}).get("suspend")),
+        suspended=its.suspended(obj),
         deleting="deletionTimestamp" in metadata,
         created=metadata.get("creationTimestamp"),
-        conditions={c["type"]: _condition(c) for c in status.get("conditions") or ()},
+        conditions={its.condition(c["type"]): _condition(c) for c in status.get("conditions") or ()},
+        kind=its.KIND,
     )
 
 
@@ -97,20 +101,22 @@ def pod_record(obj: Object) -> PodRecord | None:
         return None
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     ready = conditions.get("Ready") or {}
+    seat, asked = _seat(obj, labels[names.LABEL_JOB_NAME]), _asked(metadata, status)
     return PodRecord(
         job=Key(metadata["namespace"], labels[names.LABEL_JOB_NAME]),
         job_uid=labels.get(names.LABEL_JOB_UID, ""),
         name=metadata["name"],
         uid=metadata["uid"],
         resource_version=metadata["resourceVersion"],
-        role=labels.get(_ROLE, "worker").capitalize(),
-        index=_int(labels.get(_INDEX)),
+        role=seat.role,
+        index=seat.index,
         phase=status.get("phase", "Pending"),
         created=metadata.get("creationTimestamp"),
         node=(obj.get("spec") or {}).get("nodeName"),
         deleting_since=metadata.get("deletionTimestamp"),
         grace=metadata.get("deletionGracePeriodSeconds"),
-        asked=_asked(metadata, status),
+        asked=asked,
+        asked_at=_asked_at(metadata) if asked and seat.ends_peers else None,
         ready=ready.get("status") == "True",
         ready_since=ready.get("lastTransitionTime"),
         unschedulable=_unschedulable(conditions),
@@ -120,7 +126,7 @@ def pod_record(obj: Object) -> PodRecord | None:
         pod_message=status.get("message", ""),
         disruption=_disruption(conditions),
         mounted=(conditions.get("PodReadyToStartContainers") or {}).get("status") == "True",
-        owned=_made_by(metadata, labels[names.LABEL_JOB_NAME]),
+        owned=seat.owned,
     )
 
 
@@ -130,13 +136,15 @@ def _asked(metadata: Object, status: Object) -> bool:
     return "deletionTimestamp" in metadata and (alive or bool(metadata.get("deletionGracePeriodSeconds")))
 
 
-def _made_by(metadata: Object, job: str) -> bool:
-    owners: Iterable[Object] = metadata.get("ownerReferences") or ()
-    return any(o.get("controller") and (o.get("kind"), o.get("name")) == ("PyTorchJob", job) for o in owners)
+def _asked_at(metadata: Object) -> datetime | None:
+    """`deletionTimestamp` is the end of the grace."""
+    end = clock.parse(metadata.get("deletionTimestamp"))
+    return end - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0) if end else None
 
 
-def _int(text: Any) -> int:
-    return int(text) if isinstance(text, str) and text.isdigit() else 0
+def _seat(pod: Object, job: str) -> Seat:
+    seats = (each.seat(pod, job) for each in BACKENDS.values())
+    return next((seat for seat in seats if seat), _STRANGER)
 
 
 def _unschedulable(conditions: Mapping[str, Object]) -> str | None:

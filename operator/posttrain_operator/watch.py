@@ -21,7 +21,7 @@ import kopf
 
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster.connection import Connection
-from posttrain_operator.cluster.kinds import JOB, POD, PYTORCHJOB, SELECTORS, Kind
+from posttrain_operator.cluster.kinds import CHILDREN, JOB, POD, SELECTORS, Kind
 from posttrain_operator.cluster.streams import Pace, is_watch
 from posttrain_operator.records import Key
 from posttrain_operator.settings import Settings, Timing
@@ -183,12 +183,12 @@ def registry_of(handlers: Handlers, login: Login, kinds: tuple[Kind, ...]) -> ko
     """Handlers for the kinds that the cluster has."""
     registry = kopf.OperatorRegistry()
     kopf.on.login(id="login", registry=registry)(login.__call__)
-    by_kind: Mapping[Kind, Any] = {JOB: handlers.on_job, PYTORCHJOB: handlers.on_child, POD: handlers.on_pod}
+    by_kind: Mapping[Kind, Any] = {JOB: handlers.on_job, POD: handlers.on_pod}
     for kind in kinds:
         event = kopf.on.event(
             group=kind.group, version=kind.version, plural=kind.plural, id=kind.plural, registry=registry
         )
-        event(by_kind[kind])
+        event(handlers.on_child if kind in CHILDREN else by_kind[kind])
     return registry
 
 

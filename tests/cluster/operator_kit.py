@@ -187,6 +187,16 @@ class World:
     def child(self, name: str, timeout: float = 20) -> Object:
         return dict(wait_for(lambda: self.get("pytorchjob", name), f"PyTorchJob {name}", timeout))
 
+    def resumed(self, name: str) -> None:
+        """Waits for the end of the pause that the job's last restart has asked for, if any."""
+
+        def over() -> bool:
+            end = (self.status(name).get("restarts") or {}).get("notBefore", "")
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            return end <= now and not self.child(name)["spec"]["runPolicy"]["suspend"]
+
+        wait_for(over, f"the pause of {name} to end")
+
     # The training-operator's hands.
 
     def pods(self, name: str) -> list[str]:

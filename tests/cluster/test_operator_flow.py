@@ -113,13 +113,15 @@ def test_gang_restart(world: World) -> None:
     world.end_pod(worker, 137, reason="OOMKilled")
     world.vanish(worker)
     status = world.until("job", state="Restarting", reason="OutOfMemory")
-    assert status["restarts"] == {"total": 1, "byCause": {"OutOfMemory": 1}}
+    assert (status["restarts"]["total"], status["restarts"]["byCause"]) == (1, {"OutOfMemory": 1})
+    assert status["restarts"]["sinceCheckpoint"] == {"outOfMemory": 1}
     assert status["failure"]["replica"] == "worker-0"
     doomed = wait_for(lambda: (world.get("pod", master) or {}).get("metadata", {}).get("deletionTimestamp"), "deletion")
     assert doomed
     world.end_pod(master, 143)
     world.vanish(master)
     wait_for(lambda: world.get("pod", master) is None, "the master to go")
+    world.resumed("job")
     for pod in world.pods("job"):
         world.run_pod(pod)
     status = world.until("job", state="Running")
@@ -134,6 +136,7 @@ def test_the_same_trainer_error_at_the_same_step_twice_is_the_end(world: World) 
         if attempt == 1:
             pods = started(world)
         else:
+            world.resumed("job")
             pods = world.pods("job")
             for pod in pods:
                 world.run_pod(pod)

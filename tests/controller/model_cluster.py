@@ -14,12 +14,14 @@ from typing import Any
 from posttrain_operator import clock
 from posttrain_operator.actions import Actions, Create, Delete, Object, Patch
 from posttrain_operator.backends.pod import StatusEndpoint
+from posttrain_operator.claimlook import claimed
 from posttrain_operator.execute import found_of
 from posttrain_operator.facts import Intent, JobFacts, Missing, Note, Observation, StatusServer
 from posttrain_operator.plan.types import PlanSettings
 from posttrain_operator.reconcile import lookups
 from posttrain_operator.reconcile.core import reconcile
-from posttrain_operator.reconcile.intent import Family, understand
+from posttrain_operator.reconcile.intent import understand
+from posttrain_operator.reconcile.relatives import Family, read
 from posttrain_operator.records import PodRecord
 from posttrain_operator.settings import Timing
 from posttrain_operator.slim import child_record, job_record, pod_record
@@ -52,6 +54,9 @@ class Cluster:
         }
         self.child: Json | None = None
         self.maps: dict[str, Json] = {}
+        self.claim: Json | None = None
+        """Of the name that the job's own claim has."""
+        self.unbound: tuple[Missing, ...] = ()
         self.pods: dict[str, Json] = {}
         self.gone: dict[str, PodRecord] = {}
         self.family: Family = {}
@@ -60,6 +65,9 @@ class Cluster:
         self.backend_available = True
         self.foreign_child: Json | None = None
         self.bundle: str | None = None
+        self.unready: dict[str, str | None] = {}
+        self.room = 1000
+        """Pods that find a node; the others are unschedulable."""
         self.history: list[Actions] = []
 
     # Looking.
@@ -81,8 +89,9 @@ class Cluster:
         wanted = lookups.needs_plan(job, child is not None)
         config = self.maps.get("job-config")
         return Observation(
-            intent=understand(self.job, self.family, PLAN) if wanted else Intent(),
+            intent=understand(self.job, {**self.family, **self._remembered(job)}, PLAN) if wanted else Intent(),
             timing=self.timing,
+            backend=str((job.status.get("backend") or {}).get("kind") or self._wanted()),
             child=child,
             pods=tuple(sorted([*live, *self.gone.values()], key=lambda pod: (pod.name, pod.uid))),
             backend_available=self.backend_available,
@@ -90,8 +99,26 @@ class Cluster:
             config=found_of(config) if config else None,
             obstacle=found_of(self.foreign_child) if self.foreign_child else None,
             notes=self.notes,
+            claim=claimed(self.claim) if self.claim else None,
+            unbound=self.unbound,
+            unready_nodes=self._unready(job),
             status_server=self._status_server(),
         )
+
+    def _remembered(self, job: JobFacts) -> Family:
+        data = (self.maps.get("job-config") or {}).get("data") or {}
+        return read(data.get("parents.json", "")) if "backend" in job.status else {}
+
+    def _wanted(self) -> str:
+        said = self.job["spec"].get("backend", "Auto")
+        return PLAN.backend if said == "Auto" else said
+
+    def _unready(self, job: JobFacts) -> dict[str, str | None]:
+        """Only nodes that were asked for are seen."""
+        child = child_record(self.child) if self.child else None
+        pods = tuple(record for pod in self.pods.values() if (record := pod_record(pod)))
+        seen = Observation(intent=Intent(), timing=self.timing, child=child, pods=pods)
+        return {n: self.unready[n] for n in lookups.while_running(job, seen, self.now).nodes if n in self.unready}
 
     def _status_server(self) -> StatusServer | None:
         if self.bundle is None:
@@ -128,7 +155,7 @@ class Cluster:
         elif isinstance(write, Patch):
             assert self.child is not None
             assert write.body["metadata"]["resourceVersion"] == self.child["metadata"]["resourceVersion"]
-            self.child["spec"]["runPolicy"].update(write.body["spec"]["runPolicy"])
+            merge(self.child["spec"], write.body["spec"])
             self._touch(self.child)
         else:
             self._delete(write)
@@ -136,9 +163,12 @@ class Cluster:
     def _create(self, write: Create) -> None:
         made = json.loads(json.dumps(write.body))
         made["metadata"].update(self._identity(write.name), creationTimestamp=clock.render(self.now))
-        if write.kind is Object.CHILD:
+        if write.kind.is_child:
             assert self.child is None, "a second child"
             self.child = made
+        elif write.kind is Object.CLAIM:
+            assert self.claim is None, "a second claim"
+            self.claim = made
         else:
             assert write.upsert or write.name not in self.maps, "an immutable ConfigMap made twice"
             self.maps[write.name] = made
@@ -148,6 +178,8 @@ class Cluster:
             pod = next((p for p in self.pods.values() if p["metadata"]["uid"] == write.uid), None)
             assert pod is not None
             self.terminate(pod["metadata"]["uid"], write.grace_seconds or 0)
+            if write.grace_seconds == 0:
+                self.vanish(pod["metadata"]["uid"])
         elif write.kind is Object.CONFIG_MAP:
             self.maps.pop(write.name, None)
         elif self.child and self.child["metadata"]["uid"] == write.uid:
@@ -169,8 +201,15 @@ class Cluster:
         self._touch(self.job)
 
     def report(self, **progress: Any) -> None:
-        self.job["status"]["progress"] = {"lastUpdateTime": clock.render(self.now), **progress}
+        """A report; the status server carries the checkpoint over to later ones."""
+        before = self.job["status"].get("progress") or {}
+        carried = {"checkpoint": before["checkpoint"]} if "checkpoint" in before else {}
+        self.job["status"]["progress"] = {**carried, "lastUpdateTime": clock.render(self.now), **progress}
         self._touch(self.job)
+
+    def commit(self, step: int) -> None:
+        """A checkpoint is committed and reported."""
+        self.report(phase="Training", checkpoint={"step": step, "time": clock.render(self.now), "digest": str(step)})
 
     def training_operator(self) -> None:
         """Makes missing pods of a child that is neither suspended nor finished, removes those of a suspended one."""
@@ -203,7 +242,47 @@ class Cluster:
         identity = self._identity(name)
         metadata = {"name": name, "namespace": "ns", "labels": labels, **identity}
         metadata["creationTimestamp"] = clock.render(self.now)
-        self.pods[identity["uid"]] = {"metadata": metadata, "spec": {"nodeName": "n"}, "status": {"phase": "Pending"}}
+        self.pods[identity["uid"]] = {"metadata": metadata, "spec": {}, "status": {"phase": "Pending"}}
+        self._place(self.pods[identity["uid"]])
+
+    def _place(self, pod: Json) -> None:
+        """Each pod on a node of its own, as long as there is room; nothing is placed on a node that is not ready."""
+        node = f"node-{pod['metadata']['name']}"
+        taken = sum("nodeName" in other["spec"] for other in self.pods.values())
+        if taken < self.room:
+            pod["spec"]["nodeName"] = f"{node}-b" if node in self.unready else node
+            pod["status"].pop("conditions", None)
+        else:
+            blocked = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}
+            pod["status"]["conditions"] = [blocked]
+        self._touch(pod)
+
+    def scheduler(self) -> None:
+        """Looks once more at the pods that found no node."""
+        for pod in self.pods.values():
+            if "nodeName" not in pod["spec"]:
+                self._place(pod)
+
+    def lose_node(self, uid: str) -> None:
+        """The node of a pod stops answering; the node controller takes the Ready of its pods away."""
+        node = self.pods[uid]["spec"]["nodeName"]
+        self.unready.setdefault(node, clock.render(self.now))
+        for pod in self.pods.values():
+            ready = next((c for c in pod["status"].get("conditions", ()) if c["type"] == "Ready"), None)
+            if ready and pod["spec"].get("nodeName") == node:
+                ready.update(status="False", lastTransitionTime=clock.render(self.now))
+                self._touch(pod)
+
+    def restore_nodes(self) -> None:
+        """All nodes answer again."""
+        nodes, self.unready = set(self.unready), {}
+        for uid, pod in self.pods.items():
+            if pod["spec"].get("nodeName") in nodes and pod["status"]["phase"] == "Running":
+                self.run(uid)
+
+    def answers(self, uid: str) -> bool:
+        """Whether the pod's node does."""
+        return self.pods[uid]["spec"].get("nodeName") not in self.unready
 
     def run(self, uid: str) -> None:
         ready = {"type": "Ready", "status": "True", "lastTransitionTime": clock.render(self.now)}
@@ -211,12 +290,13 @@ class Cluster:
 
     def run_all(self) -> None:
         for uid, pod in self.pods.items():
-            if pod["status"]["phase"] == "Pending" and "deletionTimestamp" not in pod["metadata"]:
+            placed = "nodeName" in pod["spec"] and self.answers(uid)
+            if placed and pod["status"]["phase"] == "Pending" and "deletionTimestamp" not in pod["metadata"]:
                 self.run(uid)
 
     def end(self, uid: str, code: int, message: str = "", reason: str = "Error") -> None:
         """The container ends; the training-operator draws its conclusion at once."""
-        if self.pods[uid]["status"]["phase"] in ("Succeeded", "Failed"):
+        if self.pods[uid]["status"]["phase"] in ("Succeeded", "Failed") or not self.answers(uid):
             return
         terminated = {"exitCode": code, "message": message, "reason": reason, "finishedAt": clock.render(self.now)}
         phase = "Succeeded" if code == 0 else "Failed"
@@ -238,14 +318,14 @@ class Cluster:
 
     def terminate(self, uid: str, grace: int) -> None:
         metadata = self.pods[uid]["metadata"]
-        metadata.setdefault("deletionTimestamp", clock.render(self.now))
+        metadata["deletionTimestamp"] = clock.render(self.now + timedelta(seconds=grace))
         metadata["deletionGracePeriodSeconds"] = grace
         self._touch(self.pods[uid])
 
     def kubelet(self) -> None:
         """Terminating pods end with 143 and go."""
         for uid, pod in list(self.pods.items()):
-            if "deletionTimestamp" in pod["metadata"]:
+            if "deletionTimestamp" in pod["metadata"] and self.answers(uid):
                 if pod["status"]["phase"] in ("Running", "Pending"):
                     self.end(uid, 143)
                 self.vanish(uid)
@@ -299,12 +379,22 @@ class Cluster:
         obj["metadata"]["resourceVersion"] = str(self._counter)
 
 
+def merge(into: Json, patch: Json) -> None:
+    """A merge patch, in place."""
+    for name, value in patch.items():
+        if isinstance(value, dict):
+            merge(into.setdefault(name, {}), value)
+        else:
+            into[name] = value
+
+
 def running_cluster(**spec: Any) -> Cluster:
-    """A job whose pods all run."""
+    """A job whose pods all run, and have for long enough to have trained."""
     cluster = Cluster(**spec)
     cluster.settle()
     cluster.training_operator()
     cluster.run_all()
     cluster.settle()
     assert cluster.status["state"] == "Running", cluster.status
+    cluster.pass_time(cluster.timing.silence)
     return cluster

@@ -52,7 +52,7 @@ def test_deleting_the_old_does_not_drop_the_new() -> None:
     metadata = {"name": "job", "namespace": "ns", "resourceVersion": "5"}
     cache.put_child(child_record({"metadata": {**metadata, "uid": "new"}}))
     cache.drop_child(KEY, "old")
-    assert cache.children[KEY].uid == "new"
+    assert [child.uid for child in cache.children(KEY)] == ["new"]
 
 
 def test_ends_are_kept_until_the_status_took_them() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain_api.reasons import Reason
-from posttrain_operator.reconcile.intent import Relative, understand
+from posttrain_operator.reconcile.intent import understand
+from posttrain_operator.reconcile.relatives import Relative
 from posttrain_operator.slim import job_record
 from tests.api.online_cases import JUDGE, PPO
 from tests.api.rule_cases import job

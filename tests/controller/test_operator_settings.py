@@ -24,10 +24,13 @@ def test_all_of_them() -> None:
         LOG_FORMAT="text",
         WATCH_NAMESPACES="a, b,",
         TIME_SCALE="0.1",
+        LOST_NODE_SECONDS="200",
+        HALF_PLACED_SECONDS="900",
     )
     assert settings.plan.allow_cpu is True
     assert settings.status_url == "https://s.ops.svc:10443"
     assert settings.watch_namespaces == ("a", "b")
+    assert (settings.timing.lost_node, settings.timing.half_placed) == (20, 90)
     assert settings.timing.resync == pytest.approx(Timing().resync / 10)
 
 

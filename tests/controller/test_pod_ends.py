@@ -126,3 +126,19 @@ def test_the_failure_tells_what_is_known() -> None:
         "step": 8,
         "logTail": "tail",
     }
+
+
+def test_a_container_that_left_no_word_is_told_by_its_log_and_its_code() -> None:
+    """The launcher itself was killed: the kubelet gives the end of the log in place of its last word."""
+    log = "step 7\n" + "x" * 3000
+    failure = read_end(pod(137, log)).to_failure()
+    assert failure["logTail"] == log[-2048:]
+    assert (failure["exitCode"], failure["signal"]) == (137, 9)
+    assert "ended with exit code 137" in failure["message"]
+
+
+@pytest.mark.parametrize(("code", "reason", "signal"), [(190, "Error", None), (128, "StartError", None), (143, "Error", 15)])
+def test_a_code_of_ours_is_no_signal(code: int, reason: str, signal: int | None) -> None:
+    failure = read_end(pod(code, "why", reason)).to_failure()
+    assert failure.get("signal") == signal
+    assert failure.get("logTail") == (None if reason == "StartError" else "why")

@@ -12,7 +12,7 @@ from reconcile_kit import OUTPUT, everybody, ready_cluster
 
 from posttrain_api.reasons import Reason
 from posttrain_operator.facts import Missing, Note
-from posttrain_operator.reconcile.intent import Relative
+from posttrain_operator.reconcile.relatives import Relative, read, written
 
 
 def test_configuration_before_child_and_status_after() -> None:
@@ -271,6 +271,30 @@ def test_a_running_job_needs_its_parent_no_more() -> None:
     cluster.family = {}
     cluster.settle()
     assert cluster.status["state"] == "Running"
+
+
+def test_a_job_that_has_to_be_made_again_needs_its_parent_no_more_either() -> None:
+    """Its PyTorchJob is deleted after the parent was; it goes on with the very same configuration."""
+    cluster = child_of("base")
+    cluster.family = {"base": relative("base", "Succeeded")}
+    everybody(cluster)
+    before = dict(cluster.maps["job-config"]["metadata"])
+    cluster.family = {"base": replace(relative("base"), uid="another of this name")}
+    cluster.lose_child()
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+    assert cluster.maps["job-config"]["metadata"] == before
+    assert cluster.status["lineage"] == [{"job": "base", "uid": "base-uid", "stage": "Pretrain", "outputDigest": "sha256:a"}]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"base": {"name": "base"}}', '{"base": 1}'])
+def test_parents_that_cannot_be_read_are_not_known(text: str) -> None:
+    assert read(text) == {}
+
+
+def test_parents_are_kept_whole() -> None:
+    family = {"a": replace(relative("a", "Succeeded", ("b",)), lineage=({"job": "root"},)), "b": relative("b")}
+    assert read(written(family, ["a"])) == {"a": family["a"]}
 
 
 def test_the_loop_must_have_started() -> None:

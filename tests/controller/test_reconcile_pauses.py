@@ -9,8 +9,9 @@ from model_cluster import Cluster, running_cluster
 from reconcile_kit import everybody, said
 
 from posttrain_api.reasons import Reason
+from posttrain_api.spec.run import RESTARTS
 from posttrain_operator import clock
-from posttrain_operator.reconcile.restarts import GRACE_SECONDS, RESTART_BUDGET
+from posttrain_operator.reconcile.restarts import GRACE_SECONDS
 
 NO_SUCH_FILE = 'exec: "python": executable file not found in $PATH'
 
@@ -53,7 +54,7 @@ def pass_pause(cluster: Cluster) -> float:
 def test_a_container_that_cannot_start_is_tried_again_ever_more_slowly() -> None:
     cluster = starting_cluster()
     pauses = []
-    for number in range(RESTART_BUDGET):
+    for number in range(RESTARTS["total"]):
         break_container(cluster)
         assert cluster.status["state"] == "Restarting"
         assert cluster.status["restarts"]["total"] == number + 1
@@ -77,7 +78,7 @@ def test_it_trains_once_the_cause_is_mended() -> None:
     cluster.settle()
     assert cluster.status["state"] == "Running"
     assert cluster.status["attempt"]["number"] == cluster.status["attempts"] == 2
-    cluster.pass_time(5)
+    cluster.pass_time(cluster.timing.silence)
     cluster.end(cluster.uid("worker"), 137)
     everybody(cluster)
     assert cluster.status["state"] == "Running", "an attempt that trained is followed at once"
@@ -163,3 +164,20 @@ def test_a_training_attempt_is_restarted_at_once() -> None:
     cluster.end(cluster.uid("worker"), 128)
     cluster.settle()
     assert "notBefore" not in cluster.status["restarts"]
+
+
+@pytest.mark.parametrize(("reports", "lasted", "paused"), [(False, 5, True), (False, 60, False), (True, 5, False)])
+def test_without_reports_a_container_that_was_ready_for_a_moment_has_not_trained(
+    reports: bool, lasted: float, paused: bool
+) -> None:
+    """Where no status server runs, pods that are ready count as running, and one that crashes was ready too."""
+    cluster = starting_cluster()
+    cluster.bundle = "PEM" if reports else None
+    cluster.run_all()
+    cluster.report(phase="Training")
+    cluster.settle()
+    assert cluster.status["state"] == "Running"
+    cluster.pass_time(lasted)
+    cluster.end(cluster.uid("worker"), 190, said(Reason.TRAINER_ERROR, 190))
+    cluster.settle()
+    assert ("notBefore" in cluster.status["restarts"]) == paused

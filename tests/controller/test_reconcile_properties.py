@@ -8,14 +8,16 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from model_cluster import Cluster
+from model_cluster import START, Cluster
 
 from posttrain_api.reasons import Reason
+from posttrain_api.spec.run import RESTARTS
 from posttrain_api.records import Failure, Output, Success, render_termination
+from posttrain_operator import clock
 from posttrain_operator.actions import Object
-from posttrain_operator.reconcile.restarts import RESTART_BUDGET
 from posttrain_operator.status.conditions import TYPES
 
+GPUS = 8
 OUTPUT = Output(uri="pvc://runs/job/output", digest="sha256:a", format="safetensors", size_bytes=1)
 ENDS: dict[str, tuple[int, str, str]] = {
     "success": (0, render_termination(Success(output=OUTPUT, step=5)), "Completed"),
@@ -40,11 +42,15 @@ ENDS: dict[str, tuple[int, str, str]] = {
 class Life(RuleBasedStateMachine):
     """Everybody but the operator acts at random; between the acts it makes some passes, whole or cut short."""
 
+    MODEL: type[Cluster] = Cluster
+
     def __init__(self) -> None:
         super().__init__()
-        self.cluster = Cluster()
+        self.cluster = self.MODEL(resources={"nodes": 2, "gpusPerNode": GPUS // 2})
         self.cluster.bundle = "PEM 1"
         self.final: tuple[Any, ...] | None = None
+        self.step = 0
+        self.gpu_seconds = 0
 
     def _decided(self) -> bool:
         status = self.cluster.status
@@ -55,7 +61,9 @@ class Life(RuleBasedStateMachine):
         decided = self._decided()
         actions = self.cluster.step(prefix)
         doomed = [delete for delete in actions.delete if delete.kind is Object.POD]
-        assert decided or not doomed, "pods are deleted only after the decision is in the status"
+        kept = [delete for delete in doomed if delete.grace_seconds != 0 or not self.cluster.unready]
+        assert decided or not kept, "pods are deleted only after the decision is in the status"
+        assert len({delete.uid for delete in doomed}) == len(doomed), "a pod is deleted once in a pass"
         if prefix is not None:
             self.cluster.forget()
 
@@ -102,9 +110,38 @@ class Life(RuleBasedStateMachine):
     def child_is_deleted(self) -> None:
         self.cluster.lose_child()
 
+    @precondition(lambda self: any("nodeName" in pod["spec"] for pod in self.cluster.pods.values()))
+    @rule(data=st.data())
+    def node_falls_silent(self, data: st.DataObject) -> None:
+        placed = sorted(uid for uid, pod in self.cluster.pods.items() if "nodeName" in pod["spec"])
+        self.cluster.lose_node(data.draw(st.sampled_from(placed)))
+
+    @rule()
+    def nodes_answer(self) -> None:
+        self.cluster.restore_nodes()
+
+    @rule(room=st.integers(0, 2))
+    def others_come_and_go(self, room: int) -> None:
+        self.cluster.room = room
+        self.cluster.scheduler()
+
+    @rule(steps=st.integers(0, 2))
+    def checkpoint_is_committed(self, steps: int) -> None:
+        self.step += steps
+        self.cluster.commit(self.step)
+
+    @rule(budget=st.sampled_from(sorted(RESTARTS)), times=st.integers(0, 5))
+    def user_edits_a_budget(self, budget: str, times: int) -> None:
+        self.cluster.edit(runPolicy={"restarts": {budget: min(times, RESTARTS[budget])}})
+
     @rule(phase=st.sampled_from(["Preparing", "Training"]))
     def trainer_reports(self, phase: str) -> None:
         self.cluster.report(phase=phase)
+
+    @rule(idle=st.sampled_from([0, 100, 4000]))
+    def trainer_tells_since_when_it_stands(self, idle: int) -> None:
+        advanced = clock.render(self.cluster.now - timedelta(seconds=idle))
+        self.cluster.report(phase="Training", lastAdvanceTime=advanced)
 
     @rule(bundle=st.sampled_from(["PEM 1", "PEM 2"]))
     def certificates_rotate(self, bundle: str) -> None:
@@ -133,15 +170,27 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def budgets_hold(self) -> None:
         restarts = self.cluster.status.get("restarts") or {}
-        assert restarts.get("total", 0) <= RESTART_BUDGET
+        assert restarts.get("total", 0) <= RESTARTS["total"]
+        assert all(times <= RESTARTS[budget] for budget, times in restarts.get("sinceCheckpoint", {}).items())
         counted = sum(restarts.get("byCause", {}).values())
         assert counted < max(1, self.cluster.status.get("attempts", 0))
+
+    @invariant()
+    def time_is_counted_once(self) -> None:
+        usage = self.cluster.status.get("usage") or {}
+        elapsed = (self.cluster.now - START).total_seconds()
+        assert 0 <= usage.get("gpuSecondsLost", 0) <= usage.get("gpuSeconds", 0) <= GPUS * elapsed
+        assert usage.get("gpuSeconds", 0) >= self.gpu_seconds
+        self.gpu_seconds = usage.get("gpuSeconds", 0)
 
     def teardown(self) -> None:
         """Whatever happened, with everybody doing their part the job comes to rest."""
         self.cluster.edit(suspend=False)
+        self.cluster.room = 1000
+        self.cluster.restore_nodes()
         for _ in range(30):
             self.cluster.training_operator()
+            self.cluster.scheduler()
             self.cluster.run_all()
             self.cluster.settle()
             self.cluster.kubelet()

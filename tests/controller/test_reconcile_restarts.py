@@ -7,8 +7,8 @@ from model_cluster import running_cluster
 from reconcile_kit import SUCCESS, everybody, said
 
 from posttrain_api.reasons import Reason
+from posttrain_api.spec.run import RESTARTS
 from posttrain_operator.actions import Object
-from posttrain_operator.reconcile.restarts import RESTART_BUDGET
 
 
 def test_a_decision_is_written_before_a_pod_is_deleted() -> None:
@@ -17,7 +17,11 @@ def test_a_decision_is_written_before_a_pod_is_deleted() -> None:
     decision = cluster.step()
     assert not decision.delete
     assert decision.status is not None
-    assert decision.status["restarts"] == {"total": 1, "byCause": {"OutOfMemory": 1}}
+    assert decision.status["restarts"] == {
+        "total": 1,
+        "byCause": {"OutOfMemory": 1},
+        "sinceCheckpoint": {"outOfMemory": 1},
+    }
     deletion = cluster.step()
     assert {(d.kind, d.grace_seconds) for d in deletion.delete} == {(Object.POD, 1)}
     everybody(cluster)
@@ -63,39 +67,27 @@ def test_what_a_restart_costs(code: int, spent: int) -> None:
     assert sum(cluster.status["restarts"]["byCause"].values()) == 1
 
 
-def test_the_budget_ends() -> None:
-    cluster = running_cluster()
-    for _ in range(RESTART_BUDGET):
-        cluster.end(cluster.uid("worker"), 137)
-        everybody(cluster)
-        assert cluster.status["state"] == "Running"
-    cluster.end(cluster.uid("worker"), 137)
-    everybody(cluster)
-    assert (cluster.status["state"], cluster.status["reason"]) == ("Failed", "RestartBudgetExhausted")
-    assert cluster.status["failure"]["reason"] == "ProcessKilled"
-    assert cluster.status["restarts"]["total"] == RESTART_BUDGET
-
-
 @pytest.mark.parametrize("first", ["master", "worker"])
 def test_preemption_never_ends_a_job(first: str) -> None:
     """One pod is told to end; the other saves with it and may end first."""
     cluster = running_cluster()
-    for _ in range(RESTART_BUDGET + 2):
+    for _ in range(RESTARTS["total"] + 2):
         cluster.terminate(cluster.uid("worker"), 600)
         cluster.end(cluster.uid(first), 143, said(Reason.PREEMPTED, 143))
         cluster.step()
         everybody(cluster)
     assert cluster.status["state"] == "Running"
-    assert cluster.status["restarts"] == {"total": 0, "byCause": {"Preempted": RESTART_BUDGET + 2}}
+    assert cluster.status["restarts"] == {"total": 0, "byCause": {"Preempted": RESTARTS["total"] + 2}}
 
 
 def test_an_end_by_sigterm_that_nobody_asked_for_counts() -> None:
     """An image that always exits with 143 would be restarted for ever."""
     cluster = running_cluster()
-    for _ in range(RESTART_BUDGET):
+    for _ in range(RESTARTS["total"]):
         cluster.end(cluster.uid("master"), 143)
         everybody(cluster)
-    assert cluster.status["restarts"]["total"] == RESTART_BUDGET
+        cluster.pass_time(cluster.timing.silence)
+    assert cluster.status["restarts"]["total"] == RESTARTS["total"]
     cluster.end(cluster.uid("master"), 143)
     everybody(cluster)
     assert (cluster.status["state"], cluster.status["reason"]) == ("Failed", "RestartBudgetExhausted")
@@ -127,8 +119,10 @@ def test_an_end_that_was_missed_may_have_been_asked_for() -> None:
 def test_the_same_error_at_the_same_step_twice(second_step: int, state: str) -> None:
     cluster = running_cluster()
     for step in (3, second_step):
+        cluster.commit(step - 1)
         cluster.end(cluster.uid("worker"), 190, said(Reason.TRAINER_ERROR, 190, step=step))
         everybody(cluster)
+        cluster.pass_time(cluster.timing.silence)
     assert cluster.status["state"] == state
 
 

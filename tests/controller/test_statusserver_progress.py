@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain_api.records import MAX_METRICS, Best, Checkpoint, DataReport, Report, Resolved
+from posttrain_api.records import MAX_METRICS, Best, Checkpoint, DataReport, Report, Resolved, Warned
 from posttrain_api.status.progress import Progress
 from posttrain_operator.statusserver import progress
 from posttrain_operator.statusserver.bodies import Incoming
@@ -146,6 +146,18 @@ def test_urgent_is_what_somebody_waits_for() -> None:
     assert not urgent(metrics={"loss": 0.5})
     assert urgent(phase="Saving")
     assert urgent(checkpoint=CHECKPOINT)
+
+
+def test_a_warning_is_of_its_report_alone_and_seen_at_once() -> None:
+    warning = Warned(reason="SamplerMismatch", message="off by a nat", step=3)
+    healthy = progress.advance(None, incoming(step=2), NOW)
+    warned = progress.advance(healthy, incoming(step=3, warning=warning), NOW)
+    assert warned["warning"] == {"reason": "SamplerMismatch", "message": "off by a nat", "step": 3}
+    assert Progress.model_validate(warned).warning is not None
+    over = progress.advance(warned, incoming(step=4), NOW)
+    assert "warning" not in over
+    assert progress.is_urgent(healthy, warned)
+    assert progress.is_urgent(warned, over)
 
 
 def test_a_person_sees_percentages_not_losses() -> None:

@@ -11,16 +11,19 @@ from posttrain_operator.backends.owned import config_name, metadata, owner_refer
 from posttrain_operator.plan.types import Plan
 
 CA_FILE = "ca.crt"
+PARENTS_FILE = "parents.json"
+"""What the operator knew of the jobs that `fromJob` names; the trainer does not read it."""
 
 
-def config_map(plan: Plan) -> dict[str, Any]:
-    """The immutable ConfigMap that every pod mounts at CONFIG_DIR."""
+def config_map(plan: Plan, parents: str = "") -> dict[str, Any]:
+    """The immutable ConfigMap that every pod mounts at CONFIG_DIR. `parents`: kept beside the configuration."""
+    kept = {PARENTS_FILE: parents} if parents else {}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(plan.config, config_name(plan.config.job.name), "config", plan.spec_hash),
         "immutable": True,
-        "data": {names.CONFIG_FILE: plan.config.to_json()},
+        "data": {names.CONFIG_FILE: plan.config.to_json(), **kept},
     }
 
 

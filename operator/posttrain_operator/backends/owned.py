@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from posttrain_api import names
@@ -52,3 +53,9 @@ def owner_reference(name: str, uid: str) -> dict[str, Any]:
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def controlled_by(owned: Mapping[str, Any], kind: str, name: str) -> bool:
+    """Whether the object with this metadata has the controller `name` of this kind."""
+    owners: Iterable[Mapping[str, Any]] = owned.get("ownerReferences") or ()
+    return any(o.get("controller") and (o.get("kind"), o.get("name")) == (kind, name) for o in owners)

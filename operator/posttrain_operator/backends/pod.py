@@ -68,7 +68,8 @@ def _container(plan: Plan, status: StatusEndpoint | None, metrics: bool) -> dict
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePath": names.TERMINATION_LOG,
-        "terminationMessagePolicy": "File",
+        # A launcher that was killed leaves no last word.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(plan, status),
     }
 
@@ -92,12 +93,13 @@ def pod_env(plan: Plan, status: StatusEndpoint | None) -> list[dict[str, Any]]:
     literals = {**plan.env, **(_status_env(plan, status) if status else {})}
     return [
         *({"name": name, "value": value} for name, value in literals.items()),
-        _from_field(names.ENV_POD_NAME, "metadata.name"),
-        _from_field(names.ENV_NODE_NAME, "spec.nodeName"),
+        field_env(names.ENV_POD_NAME, "metadata.name"),
+        field_env(names.ENV_NODE_NAME, "spec.nodeName"),
     ]
 
 
-def _from_field(name: str, path: str) -> dict[str, Any]:
+def field_env(name: str, path: str) -> dict[str, Any]:
+    """A variable whose value only the pod knows."""
     return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
 
 

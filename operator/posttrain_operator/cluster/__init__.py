@@ -81,9 +81,9 @@ class Cluster:
         path = _path(JOB, namespace, name) + "/status"
         return await self._patch(path, manifest, APPLY_PATCH, {"fieldManager": manager, "force": "true"})
 
-    async def events_of(self, namespace: str, uid: str) -> list[dict[str, Any]]:
-        """Core events about one object, in any order."""
-        query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
+    async def events_about(self, namespace: str, selector: str) -> list[dict[str, Any]]:
+        """Core events that a field selector finds, in any order."""
+        query = {"fieldSelector": selector, "limit": "100"}
         answer = await self.api.request("GET", _path(CORE_EVENT, namespace), query=query)
         return list(answer.get("items") or ())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posttrain_api import names
+from posttrain_operator.backends import BACKENDS, trainjob
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,10 @@ class Kind:
 
 
 JOB = Kind(names.API_VERSION, names.KIND, names.PLURAL)
-PYTORCHJOB = Kind("kubeflow.org/v1", "PyTorchJob", "pytorchjobs")
+CHILDREN = tuple(Kind(each.API_VERSION, each.KIND, f"{each.KIND.lower()}s") for each in BACKENDS.values())
+"""The kinds of child, one for each backend; a cluster has some of them."""
+PYTORCHJOB, TRAINJOB = CHILDREN
+TRAINING_RUNTIME = Kind(trainjob.API_VERSION, trainjob.RUNTIME, "trainingruntimes")
 POD = Kind("v1", "Pod", "pods")
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
@@ -35,5 +39,5 @@ NODE = Kind("v1", "Node", "nodes")
 
 MANAGED_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 """What the API server itself filters children and pods by."""
-WATCHED = (JOB, PYTORCHJOB, POD)
-SELECTORS = {JOB: "", PYTORCHJOB: MANAGED_SELECTOR, POD: MANAGED_SELECTOR}
+WATCHED = (JOB, *CHILDREN, POD)
+SELECTORS = {JOB: "", POD: MANAGED_SELECTOR} | dict.fromkeys(CHILDREN, MANAGED_SELECTOR)

@@ -11,16 +11,21 @@ from typing import Any
 
 from posttrain_operator import clock
 from posttrain_operator.actions import Actions, Create, Delete, Object
-from posttrain_operator.backends import configmaps
+from posttrain_operator.backends import backend, configmaps
 from posttrain_operator.backends.owned import config_name, status_ca_name
 from posttrain_operator.facts import JobFacts, Observation
-from posttrain_operator.reconcile import deadlines
+from posttrain_operator.reconcile import deadlines, nodes
 from posttrain_operator.reconcile.attempt import AttemptView
 from posttrain_operator.reconcile.endings import ending
 from posttrain_operator.reconcile.following import conflict, following
+from posttrain_operator.reconcile.hangs import hanging, recovered
+from posttrain_operator.reconcile.holding import holding
 from posttrain_operator.reconcile.intake import intake, refused
-from posttrain_operator.reconcile.restarts import lost_child, restarting, stuck
+from posttrain_operator.reconcile.placement import giving_back
+from posttrain_operator.reconcile.restarts import lost_child, restarting
+from posttrain_operator.reconcile.revision import revising
 from posttrain_operator.reconcile.suspension import set_suspend, suspension
+from posttrain_operator.records import ChildRecord
 from posttrain_operator.status.build import build, differs, transitions
 from posttrain_operator.status.verdict import Verdict
 
@@ -59,20 +64,21 @@ def _verdict(job: JobFacts, seen: Observation, now: datetime) -> Verdict:
         return _childless(job, seen, view, now)
     other = conflict(job, seen)
     if other:
-        return (_ended(job, seen, view, now) or other) if seen.child.owner_uid == job.uid else other
+        own = seen.child.owner_uid == job.uid
+        return (own and (_ended(job, seen, view, now) or holding(job, seen, view, now))) or other
     outdated = _outdated(job, seen)
     if outdated:
         return outdated
     verdict = _followed(job, seen, view, now)
-    verdict = verdict.doing(create=_new_bundle(job, seen), delete=stuck(view, seen, now))
-    leaving = any(pod.deleting_since for pod in view.live)
-    verdict = verdict.after(seen.timing.lost_node if leaving else None)
+    verdict = verdict.doing(create=_new_bundle(job, seen), delete=_stuck(seen, view, verdict, now))
+    verdict = verdict.after(nodes.next_look(view, seen, now))
     return verdict.having(backend=_backend(seen), attempts=verdict.changes.get("attempts", view.attempts))
 
 
 def _childless(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     return (
         _ended(job, seen, view, now)
+        or holding(job, seen, view, now)
         or lost_child(job, seen, view, now)
         or refused(seen)
         or _cleared(job, seen, view, now)
@@ -95,31 +101,53 @@ def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
 def _followed(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     return (
         ending(job, seen, view, now)
+        or revising(job, seen, view, now)
+        or holding(job, seen, view, now)
         or suspension(job, seen, view, now)
         or restarting(job, seen, view, now)
-        or following(job, seen, view, now)
+        or giving_back(job, seen, view, now)
+        or hanging(job, seen, view, now)
+        or recovered(job, following(job, seen, view, now))
     )
+
+
+def _stuck(seen: Observation, view: AttemptView, verdict: Verdict, now: datetime) -> tuple[Delete, ...]:
+    """What a pass decides is written before the next one deletes for it; and nothing is deleted twice in one."""
+    if "failure" in verdict.changes:
+        return ()
+    going = {delete.uid for delete in verdict.delete}
+    return tuple(delete for delete in nodes.stuck(view, seen, now) if delete.uid not in going)
 
 
 def _backend(seen: Observation) -> dict[str, str]:
     assert seen.child is not None
     child = seen.child
-    return {"apiVersion": "kubeflow.org/v1", "kind": Object.CHILD, "name": child.key.name, "uid": child.uid}
+    version = backend(child.kind).API_VERSION
+    return {"apiVersion": version, "kind": child.kind, "name": child.key.name, "uid": child.uid}
 
 
 def _outdated(job: JobFacts, seen: Observation) -> Verdict | None:
     """The spec was edited between the child's creation and its record in the status: the child is made anew."""
     plan, child = seen.intent.plan, seen.child
-    if plan is None or child is None or "backend" in job.status or child.spec_hash == plan.spec_hash:
+    if plan is None or child is None or "backend" in job.status:
+        return None
+    if (child.spec_hash, child.kind) == (plan.spec_hash, seen.backend):
         return None
     config = Delete(Object.CONFIG_MAP, config_name(job.key.name))
     return Verdict(
         "Pending",
         "Starting",
-        "the spec was edited; the PyTorchJob is made anew",
-        delete=(config, Delete(Object.CHILD, child.key.name, child.uid)),
+        f"the spec was edited; the {child.kind} is made anew",
+        delete=(config, *_whole(child)),
         silent=True,
     )
+
+
+def _whole(child: ChildRecord) -> tuple[Delete, ...]:
+    """The child with what was made for it."""
+    left = backend(child.kind).left(child.key.name, child.spec_hash)
+    support = (Delete(Object(kind), name) for kind, name in left)
+    return (*support, Delete(Object(child.kind), child.key.name, child.uid))
 
 
 def _new_bundle(job: JobFacts, seen: Observation) -> tuple[Create, ...]:
@@ -141,7 +169,7 @@ def _after_the_end(job: JobFacts, seen: Observation, now: datetime) -> Verdict:
     age = clock.seconds_since(job.status.get("completionTime"), now) or 0.0
     if ttl is not None and age >= ttl:
         maps = (Delete(Object.CONFIG_MAP, name(job.key.name)) for name in (config_name, status_ca_name))
-        return verdict.doing(delete=(*maps, Delete(Object.CHILD, child.key.name, child.uid)))
+        return verdict.doing(delete=(*maps, *_whole(child)))
     if not (child.suspended or child.holds("Failed") or child.holds("Succeeded")) and job.holds("Failed"):
         verdict = verdict.doing(patch=(set_suspend(child, True),))
     return verdict if ttl is None else verdict.after(ttl - age)

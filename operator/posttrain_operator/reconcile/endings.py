@@ -22,7 +22,7 @@ def ending(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -
     found = found or deadlines.active(job, now) or (None if _has_begun(job, view) else deadlines.startup(job, now))
     if found is None or found.state not in ("Succeeded", "Failed"):
         return found
-    return found.having(usage=accounting.closing(job, now, lost=False))
+    return found.having(usage=accounting.closing(job, now, lost=found.state == "Failed"))
 
 
 def _has_begun(job: JobFacts, view: AttemptView) -> bool:
@@ -68,10 +68,9 @@ def _child_verdict(seen: Observation, ends: list[PodEnd], now: datetime) -> Verd
     if child.holds("Failed"):
         found = child.conditions["Failed"]
         if _waited(found.since, now) < seen.timing.settle:
-            return starting("Initializing", "Ending", "the PyTorchJob has failed; its pods' ends are being read").after(
-                1
-            )
-        return failed(Reason.INTERNAL_ERROR, f"the PyTorchJob failed and no pod says why: {found.message}")
+            message = f"the {child.kind} has failed; its pods' ends are being read"
+            return starting("Initializing", "Ending", message).after(1)
+        return failed(Reason.INTERNAL_ERROR, f"the {child.kind} failed and no pod says why: {found.message}")
     return None
 
 

@@ -14,12 +14,14 @@ from enum import Enum
 from typing import Any
 
 from posttrain_api.reasons import REASONS, Effect, Reason, reason_of_exit_code
-from posttrain_api.records import Failure, Success, parse_termination
+from posttrain_api.records import MAX_LOG_TAIL_BYTES, Failure, Success, parse_termination
 from posttrain_operator import clock
 from posttrain_operator.records import End, PodRecord
 
 _NODE_LOST = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 _NODE_LOST_POD = frozenset({"NodeLost", "NodeShutdown"})
+NEVER_RAN = frozenset({"StartError", "ContainerCannotRun", "RunContainerError"})
+"""Reasons of a container's end that say that it did not begin."""
 _LATEST = datetime.max.replace(tzinfo=UTC)
 
 
@@ -56,11 +58,26 @@ class PodEnd:
             "rank": said.rank if said else None,
             "node": self.pod.node,
             "exitCode": end.exit_code,
-            "signal": said.signal if said and said.signal is not None else end.signal,
+            "signal": said.signal if said else _signal(end),
             "step": said.step if said else None,
-            "logTail": said.log_tail if said else None,
+            "logTail": said.log_tail if said else _log_tail(end),
         }
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def _signal(end: End) -> int | None:
+    """Of a container that left no word: what the kubelet says, else what its exit code means to a shell."""
+    if end.signal:
+        return end.signal
+    return end.exit_code - 128 if end.exit_code is not None and 128 < end.exit_code < 160 else None
+
+
+def _log_tail(end: End) -> str | None:
+    """Of a container that left no word: the kubelet gives the end of its log in its place; the runtime, why it never
+    began."""
+    if not end.exit_code or end.reason in NEVER_RAN:
+        return None
+    return end.message.encode()[-MAX_LOG_TAIL_BYTES:].decode(errors="ignore") or None
 
 
 def replica(pod: PodRecord) -> str:

@@ -11,6 +11,7 @@ from posttrain_operator.reconcile import stalls
 from posttrain_operator.reconcile.attempt import AttemptView
 from posttrain_operator.reconcile.restarts import extended
 from posttrain_operator.records import PodRecord
+from posttrain_operator.status.health import health
 from posttrain_operator.status.verdict import Verdict, running, stalled, starting
 
 _BEFORE_THE_LOOP = frozenset({"Preparing", "Waiting", "Loading"})
@@ -40,7 +41,7 @@ def _phase(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -
     if wait > 0:
         phase = str(job.progress.get("phase") or "starting").lower()
         return starting("Initializing", "Preparing", f"all pods are ready; rank 0 is {phase}").after(wait)
-    return running(f"{view.size} pod(s) are training")
+    return running(f"{view.size} pod(s) are training", health(job.progress))
 
 
 def _patience(seen: Observation, now: datetime) -> float:
@@ -80,9 +81,9 @@ def conflict(job: JobFacts, seen: Observation) -> Verdict | None:
     if child.owner_uid == job.uid and not child.deleting:
         return None
     if child.deleting or _former(child.owner_uid, job):
-        message = f"waits until the earlier PyTorchJob {child.key.name} is deleted"
+        message = f"waits until the earlier {child.kind} {child.key.name} is deleted"
         return starting("Pending", "CleaningUp", message).after(seen.timing.settle)
-    message = f"a PyTorchJob named {child.key.name} exists and is not this job's; delete it or rename the job"
+    message = f"a {child.kind} named {child.key.name} exists and is not this job's; delete it or rename the job"
     return stalled(Reason.NAME_CONFLICT, message).after(seen.timing.retry)
 
 

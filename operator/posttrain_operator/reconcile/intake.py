@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from posttrain_api.reasons import Reason
 from posttrain_operator.actions import Create, Delete, Object
-from posttrain_operator.backends import configmaps, pytorchjob
+from posttrain_operator.backends import backend, configmaps
 from posttrain_operator.backends.owned import config_name, status_ca_name
 from posttrain_operator.facts import Intent, JobFacts, Missing, Observation
 from posttrain_operator.plan.types import Plan
-from posttrain_operator.reconcile import deadlines, stalls
+from posttrain_operator.reconcile import claims, deadlines, stalls
 from posttrain_operator.status.verdict import Verdict, failed, stalled, starting, suspended
 
 
@@ -51,14 +53,14 @@ def _held(job: JobFacts, intent: Intent) -> Verdict | None:
 
 def _obstacle(job: JobFacts, seen: Observation) -> Missing | None:
     if not seen.backend_available:
-        message = "the cluster has no PyTorchJob kind (kubeflow.org/v1); install the Kubeflow training-operator"
+        its = backend(seen.backend)
+        message = f"the cluster has no {its.KIND} kind ({its.API_VERSION}); install {its.INSTALL}"
         return Missing(Reason.BACKEND_MISSING, message)
-    for kind, found in (("PyTorchJob", seen.obstacle), ("ConfigMap", seen.config)):
+    for found in (seen.obstacle, seen.config):
         if found and found.owner_uid != job.uid and not _left_behind(job, seen):
-            name = job.key.name if kind == "PyTorchJob" else config_name(job.key.name)
-            message = f"a {kind} named {name} exists and is not this job's; delete it or rename the job"
+            message = f"a {found.what} exists and is not this job's; delete it or rename the job"
             return Missing(Reason.NAME_CONFLICT, message)
-    return None
+    return claims.obstacle(job, seen)
 
 
 def _left_behind(job: JobFacts, seen: Observation) -> bool:
@@ -69,7 +71,7 @@ def _left_behind(job: JobFacts, seen: Observation) -> bool:
 
 
 def _predecessor(job: JobFacts, seen: Observation) -> bool:
-    return seen.foreign_pods or _left_behind(job, seen)
+    return seen.foreign_pods or _left_behind(job, seen) or claims.leaving(job, seen)
 
 
 def _denied(seen: Observation) -> Missing | None:
@@ -78,6 +80,8 @@ def _denied(seen: Observation) -> Missing | None:
     if seen.refusal is None:
         return None
     reason = stalls.refusal_reason(seen.refusal.message)
+    if seen.refusal.kind == Object.CLAIM and reason is Reason.UNSCHEDULABLE:
+        reason = Reason.STORAGE_NOT_FOUND
     known = reason is not Reason.UNSCHEDULABLE
     message = f"the API server refused the {seen.refusal.kind} ({seen.refusal.status}): {seen.refusal.message}"
     return Missing(reason if known else Reason.BACKEND_MISSING, message)
@@ -86,7 +90,7 @@ def _denied(seen: Observation) -> Missing | None:
 def _start(job: JobFacts, seen: Observation) -> Verdict:
     plan = seen.intent.plan
     assert plan is not None
-    begun = starting("Pending", "Starting", "the PyTorchJob is being created")
+    begun = starting("Pending", "Starting", f"the {seen.backend} is being created")
     config = seen.config
     if config and config.spec_hash != plan.spec_hash:
         stale = Delete(Object.CONFIG_MAP, config_name(job.key.name), config.uid)
@@ -102,10 +106,17 @@ def _silently(verdict: Verdict) -> Verdict:
 def _children(plan: Plan, seen: Observation, with_config: bool) -> tuple[Create, ...]:
     """The configuration first: a pod that finds it missing would wait for the kubelet's next try."""
     job = plan.config.job
-    made = [Create(Object.CONFIG_MAP, config_name(job.name), configmaps.config_map(plan))] if with_config else []
+    config = configmaps.config_map(plan, seen.intent.parents)
+    made = [*claims.creation(plan, seen)]
+    made += [Create(Object.CONFIG_MAP, config_name(job.name), config)] if with_config else []
     server = seen.status_server
     if server and server.unpublished:
         body = configmaps.status_ca(job.namespace, job.name, job.uid, server.unpublished)
         made.append(Create(Object.CONFIG_MAP, status_ca_name(job.name), body, upsert=True))
-    child = pytorchjob.build(plan, server.endpoint if server else None)
-    return (*made, Create(Object.CHILD, job.name, child))
+    its, endpoint = backend(seen.backend), server.endpoint if server else None
+    made += [_creation(body) for body in (*its.before(plan, endpoint), its.build(plan, endpoint))]
+    return tuple(made)
+
+
+def _creation(body: Mapping[str, Any]) -> Create:
+    return Create(Object(body["kind"]), body["metadata"]["name"], body)

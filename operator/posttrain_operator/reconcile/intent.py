@@ -7,7 +7,6 @@ are not finished.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,32 +14,13 @@ from pydantic import ValidationError
 from posttrain_api.job import InvalidJob, Job, parse_job
 from posttrain_api.reasons import Reason
 from posttrain_api.records import Best, Checkpoint, Output
+from posttrain_operator.backends import backend
 from posttrain_operator.facts import Intent
 from posttrain_operator.plan.build import build_plan
 from posttrain_operator.plan.errors import PlanError
-from posttrain_operator.plan.parents import ancestors, dependencies, taken_at_best
+from posttrain_operator.plan.parents import ancestors, continued, dependencies, taken_at_best
 from posttrain_operator.plan.types import Parent, PlanSettings
-
-
-@dataclass(frozen=True)
-class Relative:
-    """A job that another one names. `outcome`: Succeeded, Failed, or empty while it is not finished."""
-
-    name: str
-    uid: str
-    stage: str
-    outcome: str
-    reason: str
-    parents: tuple[str, ...]
-    output: Mapping[str, Any] | None = None
-    lineage: tuple[Mapping[str, Any], ...] = ()
-    checkpoint: Mapping[str, Any] | None = None
-    best: Mapping[str, Any] | None = None
-    resolved: Mapping[str, Any] = field(default_factory=dict)
-
-
-Family = Mapping[str, Relative]
-"""By name; a name that is missing is a job that does not exist."""
+from posttrain_operator.reconcile.relatives import Family, Relative, written
 
 
 def understand(manifest: Mapping[str, Any], family: Family, settings: PlanSettings) -> Intent:
@@ -67,13 +47,15 @@ def _blocked(job: Job, family: Family) -> Intent | None:
             )
     for name in dependencies(job):
         parent = family.get(name)
-        if parent and parent.outcome == "Failed":
-            message = (
-                f"{name} has failed ({parent.reason}); run it again under another name and name that one in fromJob"
-            )
-            return Intent(failure=Reason.DEPENDENCY_FAILED, message=message)
+        if parent and parent.outcome == "Failed" and not (name in continued(job) and parent.checkpoint):
+            before = " before its first checkpoint" if name in continued(job) else ""
+            message = f"{name} has failed ({parent.reason}){before}; run it again under another name"
+            return Intent(failure=Reason.DEPENDENCY_FAILED, message=f"{message} and name that one in fromJob")
     waits = [name for name in dependencies(job) if family.get(name) is None or not family[name].outcome]
-    return Intent(waiting=f"waits for {_chain(waits[0], family)}") if waits else None
+    if not waits:
+        return None
+    end = "finish" if waits[0] in continued(job) else "succeed"
+    return Intent(waiting=f"waits for {_chain(waits[0], family, end)}")
 
 
 def _way(start: str, goal: str, family: Family) -> list[str] | None:
@@ -92,22 +74,23 @@ def _way(start: str, goal: str, family: Family) -> list[str] | None:
     return None
 
 
-def _chain(name: str, family: Family, told: tuple[str, ...] = ()) -> str:
-    """What a job waits for, in words. Jobs further back may wait for each other: they are about to fail for it."""
+def _chain(name: str, family: Family, end: str = "succeed", told: tuple[str, ...] = ()) -> str:
+    """What a job waits for, in words; `end`: what that has to do. Jobs further back may wait for each other: they are
+    about to fail for it."""
     relative = family.get(name)
     if relative is None:
         return f"{name}, which does not exist (yet)"
     if name in told:
         return f"{name} again: these wait for each other"
     waits = [p for p in relative.parents if family.get(p) is None or not family[p].outcome]
-    return f"{name}, which waits for {_chain(waits[0], family, (*told, name))}" if waits else f"{name} to succeed"
+    return f"{name}, which waits for {_chain(waits[0], family, told=(*told, name))}" if waits else f"{name} to {end}"
 
 
 def _planned(job: Job, family: Family, settings: PlanSettings) -> Intent:
     names = dependencies(job)
     parents: dict[str, Parent] = {}
     for name in names:
-        parent = _parent(family[name])
+        parent = _parent(family[name], needs_output=name not in continued(job))
         if parent is None:
             message = f"{name} has succeeded, but its status names no output; run it again under another name"
             return Intent(failure=Reason.DEPENDENCY_FAILED, message=message)
@@ -116,8 +99,18 @@ def _planned(job: Job, family: Family, settings: PlanSettings) -> Intent:
         plan = build_plan(job, settings, parents)
     except PlanError as error:
         return _refused(error)
-    model = job.spec.model.from_job
-    return Intent(plan=plan, lineage=_lineage(job, family), display_name=model.name if model else "")
+    model, kind = job.spec.model.from_job, job.spec.backend
+    kind = settings.backend if kind in (None, "Auto") else kind
+    refusal = backend(kind).refusal(plan)
+    if refusal:
+        return Intent(failure=Reason.INVALID_SPEC, message=refusal)
+    return Intent(
+        plan=plan,
+        backend=kind,
+        lineage=_lineage(job, family),
+        display_name=model.name if model else "",
+        parents=written(family, names),
+    )
 
 
 def _refused(error: PlanError) -> Intent:
@@ -126,9 +119,9 @@ def _refused(error: PlanError) -> Intent:
     return Intent(failure=error.reason, message=_problems(error.problems))
 
 
-def _parent(relative: Relative) -> Parent | None:
+def _parent(relative: Relative, needs_output: bool) -> Parent | None:
     try:
-        output = Output.model_validate(relative.output)
+        output = Output.model_validate(relative.output) if needs_output or relative.output else None
         checkpoint = Checkpoint.model_validate(relative.checkpoint) if relative.checkpoint else None
         best = Best.model_validate(relative.best) if relative.best else None
     except ValidationError:  # an older status, or one without an output: its reader is told by the caller

@@ -11,6 +11,8 @@ from datetime import datetime
 
 from posttrain_operator import clock
 from posttrain_operator.facts import Intent, JobFacts, Observation
+from posttrain_operator.reconcile import claims as storage
+from posttrain_operator.reconcile import nodes
 from posttrain_operator.reconcile.attempt import AttemptView
 from posttrain_operator.records import ConditionRecord, PodRecord
 
@@ -21,6 +23,10 @@ class Lookups:
     whether the job's pods are."""
 
     claims: tuple[str, ...] = ()
+    own_claim: str | None = None
+    """Name of the claim that the job makes."""
+    unbound: tuple[str, ...] = ()
+    """Names of claims that pods wait for."""
     config_maps: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
@@ -37,8 +43,9 @@ def before_start(job: JobFacts, intent: Intent, has_child: bool) -> Lookups:
     if has_child or job.suspend or job.terminal or intent.plan is None:
         return Lookups()
     plan = intent.plan
-    claims = tuple(sorted({plan.storage_claim, *plan.claims}))
-    return Lookups(claims=claims, config_maps=tuple(sorted(set(plan.config_maps))))
+    own = plan.storage_claim if plan.new_claim else None
+    claims = tuple(sorted({plan.storage_claim, *plan.claims} - {own}))
+    return Lookups(claims=claims, config_maps=tuple(sorted(set(plan.config_maps))), own_claim=own)
 
 
 def while_running(job: JobFacts, seen: Observation, now: datetime) -> Lookups:
@@ -50,10 +57,11 @@ def while_running(job: JobFacts, seen: Observation, now: datetime) -> Lookups:
     view = AttemptView.of(job, seen)
     late = (clock.seconds_since(child.created, now) or 0) >= seen.timing.missing_pods
     missing = late and not child.suspended and len(view.live) < view.size and not _over(seen)
-    hanging = tuple(pod.uid for pod in view.live if _hangs(pod, seen, now))
-    stuck = tuple(sorted({pod.node for pod in view.live if pod.node and overdue(pod, seen, now)}))
-    events = ((child.uid,) if missing else ()) + hanging[:8]
-    return Lookups(events=events, nodes=stuck, pods=_unexplained(seen, view, now))
+    hanging = [pod for pod in view.live if _hangs(pod, seen, now)][:8]
+    strange = tuple(sorted({pod.node for pod in view.live if pod.node and nodes.suspicious(pod, now)}))
+    events = ((child.uid,) if missing else ()) + tuple(pod.uid for pod in hanging)
+    unbound = (storage.name_of(job),) if any(storage.waited_for(pod) for pod in view.live) else ()
+    return Lookups(events=events, nodes=strange, pods=_unexplained(seen, view, now), unbound=unbound)
 
 
 def _over(seen: Observation) -> bool:
@@ -76,9 +84,3 @@ def _verdicts(seen: Observation) -> list[ConditionRecord]:
 def _hangs(pod: PodRecord, seen: Observation, now: datetime) -> bool:
     waits = pod.phase == "Pending" and pod.node is not None and pod.waiting is None and not pod.mounted
     return waits and (clock.seconds_since(pod.created, now) or 0) >= seen.timing.mount
-
-
-def overdue(pod: PodRecord, seen: Observation, now: datetime) -> bool:
-    """Whether a pod is Terminating far beyond its grace (`deletionTimestamp` is the end of the grace)."""
-    past = clock.seconds_since(pod.deleting_since, now)
-    return past is not None and past >= seen.timing.lost_node

@@ -12,9 +12,10 @@ from datetime import datetime
 from typing import Any
 
 from posttrain_api.reasons import Reason
+from posttrain_operator import clock
 from posttrain_operator.actions import Delete, Event, Object
 from posttrain_operator.facts import JobFacts, Observation
-from posttrain_operator.reconcile import lookups, pauses
+from posttrain_operator.reconcile import budgets, nodes, pauses
 from posttrain_operator.reconcile.attempt import AttemptView, adopted, ripe
 from posttrain_operator.reconcile.causes import Cause, cause_from, lost
 from posttrain_operator.reconcile.endings import failure_of
@@ -23,7 +24,6 @@ from posttrain_operator.records import PodRecord
 from posttrain_operator.status import accounting
 from posttrain_operator.status.verdict import Verdict, failed, starting
 
-RESTART_BUDGET = 10
 GRACE_SECONDS = 1
 
 
@@ -38,7 +38,7 @@ def _carry_out(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     if view.old_live:
         reason = str(job.condition("Running").get("reason") or "Restarting")
         message = str(job.status.get("message") or "all pods are deleted and made again")
-        verdict = starting("Restarting", reason, message).doing(delete=condemned(view))
+        verdict = starting("Restarting", reason, message).doing(delete=condemned(view, seen, now))
         return verdict.after(seen.timing.settle)
     if not view.fresh:
         return None
@@ -51,9 +51,12 @@ def _carry_out(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     return begun.having(attempts=view.attempts, attempt=adopted(view, view.attempts, now))
 
 
-def condemned(view: AttemptView) -> tuple[Delete, ...]:
-    """The deletion of recorded pods of an attempt that is over: they have nothing more to save."""
-    return tuple(Delete(Object.POD, p.name, p.uid, GRACE_SECONDS) for p in view.old_live if _must_go(p))
+def condemned(view: AttemptView, seen: Observation, now: datetime) -> tuple[Delete, ...]:
+    """The deletion of recorded pods of an attempt that is over: they have nothing more to save. On a lost node nobody
+    would see their grace."""
+    going = [pod for pod in view.old_live if _must_go(pod)]
+    graces = [0 if nodes.is_lost(pod, seen, now) else GRACE_SECONDS for pod in going]
+    return tuple(Delete(Object.POD, p.name, p.uid, grace) for p, grace in zip(going, graces, strict=True))
 
 
 def _must_go(pod: PodRecord) -> bool:
@@ -63,6 +66,9 @@ def _must_go(pod: PodRecord) -> bool:
 
 def _decide(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
     failures = [end for end in read_ends(view.members) if end.fate is Fate.RETRYABLE]
+    loss = nodes.loss(view.members, seen, now)
+    if loss and all(end.reason is Reason.PEER_LOST for end in failures):
+        return _begin(job, view, loss, now)
     wait = _settling(failures, seen, view, now)
     if wait > 0:
         message = "a pod has lost its peers; the cause is being looked for"
@@ -89,27 +95,30 @@ def _replaced(job: JobFacts, seen: Observation, view: AttemptView, now: datetime
         return _all_new(job, view, now)
     names = ", ".join(pod.name for pod in view.fresh)
     cause = lost(f"{names} was replaced and its end is not known")
-    return _exhausted(job, cause) or _paused(job, seen, _begin(job, view, cause, now), now)
+    return _ended(job, cause, now) or _paused(job, seen, _begin(job, view, cause, now), now)
 
 
 def _paused(job: JobFacts, seen: Observation, decided: Verdict, now: datetime) -> Verdict:
-    return decided.having(restarts={**decided.changes["restarts"], **pauses.pause(job, seen.timing, now)})
+    return decided.having(restarts={**decided.changes["restarts"], **pauses.pause(job, seen, now)})
 
 
 def _all_new(job: JobFacts, view: AttemptView, now: datetime) -> Verdict:
     """No recorded pod is left and others are there: they are the next attempt, nothing has to be deleted."""
     begun = starting("Initializing", "PodsStarting", f"attempt {view.number + 1}: all pods are new")
-    usage = accounting.closing(job, now, lost=True)
-    return begun.having(attempts=view.number + 1, attempt=adopted(view, view.number + 1, now), usage=usage)
+    made = [moment for pod in view.fresh if (moment := clock.parse(pod.created))]
+    # What the new pods have held and done is theirs, however late it is seen.
+    change = min([*made, now])
+    usage = accounting.closing(job, change, lost=True)
+    return begun.having(attempts=view.number + 1, attempt=adopted(view, view.number + 1, change), usage=usage)
 
 
 def _restart(job: JobFacts, seen: Observation, view: AttemptView, end: PodEnd, now: datetime) -> Verdict:
     cause = cause_from(end, view)
     if cause.reason is Reason.TRAINER_ERROR and _same_as_last(job, cause.failure):
-        return failure_of(end).having(usage=accounting.closing(job, now, lost=False))
-    exhausted = _exhausted(job, cause)
-    if exhausted:
-        return exhausted.having(usage=accounting.closing(job, now, lost=False))
+        return failure_of(end).having(usage=accounting.closing(job, now, lost=True))
+    over = _ended(job, cause, now)
+    if over:
+        return over
     decided = _begin(job, view, cause, now)
     decided = decided if cause.free else _paused(job, seen, decided, now)
     if view.old_live or not view.fresh or "notBefore" in decided.changes["restarts"]:
@@ -123,12 +132,15 @@ def _same_as_last(job: JobFacts, failure: Mapping[str, Any]) -> bool:
     return last.get("reason") == failure["reason"] and last.get("step") == failure.get("step")
 
 
-def _exhausted(job: JobFacts, cause: Cause) -> Verdict | None:
-    used = int((job.status.get("restarts") or {}).get("total", 0))
-    if cause.free or used < RESTART_BUDGET:
-        return None
-    message = f"{used} restarts are used up; the last cause is {cause.reason}: {cause.failure['message']}"
-    return failed(Reason.RESTART_BUDGET_EXHAUSTED, message).having(failure=dict(cause.failure))
+def _ended(job: JobFacts, cause: Cause, now: datetime) -> Verdict | None:
+    over = exhausted(job, cause)
+    return over.having(usage=accounting.closing(job, now, lost=True)) if over else None
+
+
+def exhausted(job: JobFacts, cause: Cause) -> Verdict | None:
+    """The end of a job whose budget does not allow to restart it for this cause; None where it does."""
+    why = budgets.exhausted(job, cause)
+    return failed(Reason.RESTART_BUDGET_EXHAUSTED, why).having(failure=dict(cause.failure)) if why else None
 
 
 def _begin(job: JobFacts, view: AttemptView, cause: Cause, now: datetime) -> Verdict:
@@ -138,19 +150,16 @@ def _begin(job: JobFacts, view: AttemptView, cause: Cause, now: datetime) -> Ver
     verdict = starting("Restarting", cause.reason, f"attempt {number} begins: {cause.told}").having(
         attempts=number,
         attempt={"number": max(1, view.number), **attempt},
-        restarts=counted(job.status.get("restarts") or {}, cause),
+        restarts=budgets.counted(job, cause),
         failure=dict(cause.failure),
         usage=accounting.closing(job, now, lost=True),
     )
-    event = Event("Warning", cause.reason, f"restarting all pods: {cause.told}")
-    return Verdict(**{**verdict.__dict__, "events": (event,), "requeue_after": 0.0})
+    return verdict.telling(Event("Warning", cause.reason, f"restarting all pods: {cause.told}")).after(0)
 
 
-def counted(restarts: Mapping[str, Any], cause: Cause) -> dict[str, Any]:
-    """status.restarts with one more; `total` has only those that use up the budget."""
-    causes = dict(restarts.get("byCause") or {})
-    causes[str(cause.reason)] = int(causes.get(str(cause.reason), 0)) + 1
-    return {"total": int(restarts.get("total", 0)) + (0 if cause.free else 1), "byCause": causes}
+def restart(job: JobFacts, view: AttemptView, cause: Cause, now: datetime) -> Verdict:
+    """The decision to restart an attempt that no pod has ended, or the job's end where its budget forbids it."""
+    return _ended(job, cause, now) or _begin(job, view, cause, now)
 
 
 def extended(view: AttemptView, seen: Observation, job: JobFacts, now: datetime) -> Mapping[str, Any] | None:
@@ -167,11 +176,5 @@ def lost_child(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     """
     if "backend" not in job.status or view.closed or (job.suspend and job.holds("Suspended")):
         return None
-    cause = lost("the PyTorchJob was deleted; it is made again")
-    return _exhausted(job, cause) or _begin(job, view, cause, now)
-
-
-def stuck(view: AttemptView, seen: Observation, now: datetime) -> tuple[Delete, ...]:
-    """Pods that cannot end because their node is lost: deleted without grace."""
-    gone = (p for p in view.live if p.node in seen.lost_nodes and lookups.overdue(p, seen, now))
-    return tuple(Delete(Object.POD, p.name, p.uid, 0) for p in gone)
+    cause = lost(f"the {job.status['backend'].get('kind', 'child')} was deleted; it is made again")
+    return restart(job, view, cause, now)

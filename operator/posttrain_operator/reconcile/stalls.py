@@ -11,8 +11,10 @@ from datetime import datetime
 
 from posttrain_api.reasons import Reason
 from posttrain_operator import clock
+from posttrain_operator.backends import backend
 from posttrain_operator.backends.owned import config_name
-from posttrain_operator.facts import JobFacts, Missing, Note, Observation
+from posttrain_operator.facts import JobFacts, Missing, Observation
+from posttrain_operator.reconcile import claims
 from posttrain_operator.reconcile.attempt import AttemptView
 from posttrain_operator.records import PodRecord
 
@@ -29,8 +31,8 @@ def find(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> 
     """The first reason found, in order: images, missing objects, placement, pods that cannot be made."""
     live = view.live
     return (
-        _first(_waiting(job, pod) for pod in live)
-        or _first(_mount(pod, seen.notes) for pod in live)
+        _first(_waiting(job, pod, seen.backend) for pod in live)
+        or _first(_mount(pod, seen) for pod in live)
         or _first(_unplaced(pod, seen, now) for pod in live)
         or _unmade(job, seen, view)
     )
@@ -40,14 +42,15 @@ def _first(found: Iterable[Missing | None]) -> Missing | None:
     return next((missing for missing in found if missing), None)
 
 
-def _waiting(job: JobFacts, pod: PodRecord) -> Missing | None:
+def _waiting(job: JobFacts, pod: PodRecord, kind: str) -> Missing | None:
     if pod.waiting is None or pod.ended:
         return None
     if pod.waiting.reason in _IMAGE:
         return _steady(
             job, Missing(Reason.IMAGE_PULL_FAILED, f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}")
         )
-    return not_found(pod.waiting.message, job.key.name) if pod.waiting.reason == "CreateContainerConfigError" else None
+    config = pod.waiting.reason == "CreateContainerConfigError"
+    return not_found(pod.waiting.message, job.key.name, kind) if config else None
 
 
 def _steady(job: JobFacts, missing: Missing) -> Missing:
@@ -57,32 +60,35 @@ def _steady(job: JobFacts, missing: Missing) -> Missing:
     return Missing(missing.reason, last["message"]) if same and last.get("message") else missing
 
 
-def not_found(message: str, job: str) -> Missing | None:
-    """A Secret, ConfigMap or claim that a message of Kubernetes says is not there. `job`: the job's name."""
+def not_found(message: str, job: str, kind: str) -> Missing | None:
+    """A Secret, ConfigMap or claim that a message of Kubernetes says is not there. `job`: the job's name, `kind`: its
+    child's kind."""
     found = _NOT_FOUND.search(message)
     if not found:
         return None
-    reason, kind = _BY_OBJECT[found[1].lower()]
+    reason, thing = _BY_OBJECT[found[1].lower()]
     advice = "create it, the pods then start by themselves"
-    if (kind, found[2]) == ("ConfigMap", config_name(job)):
-        advice = f"it is the job's own: kubectl delete pytorchjob {job}, both are then made again"
-    return Missing(reason, f"{kind} {found[2]} does not exist in the job's namespace; {advice}")
+    if (thing, found[2]) == ("ConfigMap", config_name(job)):
+        advice = f"it is the job's own: kubectl delete {kind.lower()} {job}, both are then made again"
+    return Missing(reason, f"{thing} {found[2]} does not exist in the job's namespace; {advice}")
 
 
-def _mount(pod: PodRecord, notes: Iterable[Note]) -> Missing | None:
+def _mount(pod: PodRecord, seen: Observation) -> Missing | None:
     """Its Events live for an hour, so they count only until the pod says that its volumes are mounted."""
     if pod.phase != "Pending" or pod.mounted:
         return None
-    failed = (note for note in notes if note.about == pod.uid and note.reason == "FailedMount")
-    return _first(not_found(note.message, pod.job.name) for note in failed)
+    failed = (note for note in seen.notes if note.about == pod.uid and note.reason == "FailedMount")
+    return _first(not_found(note.message, pod.job.name, seen.backend) for note in failed)
 
 
 def _unplaced(pod: PodRecord, seen: Observation, now: datetime) -> Missing | None:
     if pod.unschedulable is None or pod.ended:
         return None
-    missing = not_found(pod.unschedulable, pod.job.name)
+    missing = not_found(pod.unschedulable, pod.job.name, seen.backend)
     if missing:
         return missing
+    if seen.unbound and claims.waited_for(pod):
+        return seen.unbound[0]
     patient = (clock.seconds_since(pod.created, now) or 0) >= seen.timing.mount
     return Missing(Reason.UNSCHEDULABLE, f"pod {pod.name}: {pod.unschedulable}") if patient else None
 
@@ -91,8 +97,9 @@ def _unmade(job: JobFacts, seen: Observation, view: AttemptView) -> Missing | No
     """Pods are missing and the child's own Events say why; older ones than the last time all ran do not count."""
     if seen.child is None or len(view.live) >= view.size:
         return None
+    its = backend(seen.child.kind)
     since = clock.parse(job.condition("Running").get("lastTransitionTime"))
-    notes = [n for n in seen.notes if n.about == seen.child.uid and n.reason.startswith("FailedCreate")]
+    notes = [n for n in seen.notes if n.about == seen.child.uid and its.unmade(n.reason)]
     recent = [n for n in notes if since is None or (clock.parse(n.time) or since) >= since]
     if not recent:
         return None

@@ -10,19 +10,20 @@ from datetime import datetime
 
 from posttrain_api.reasons import Reason
 from posttrain_operator.actions import Object, Patch
-from posttrain_operator.backends import pytorchjob
+from posttrain_operator.backends import backend
 from posttrain_operator.facts import JobFacts, Observation
 from posttrain_operator.reconcile import pauses
 from posttrain_operator.reconcile.attempt import AttemptView
 from posttrain_operator.reconcile.restarts import condemned
 from posttrain_operator.records import ChildRecord
 from posttrain_operator.status import accounting
-from posttrain_operator.status.verdict import Verdict, starting, suspended
+from posttrain_operator.status.verdict import Verdict, stalled, starting, suspended
 
 
 def set_suspend(child: ChildRecord, suspend: bool) -> Patch:
     """The patch of the child, refused where it changed meanwhile."""
-    return Patch(Object.CHILD, child.key.name, pytorchjob.suspension(child.resource_version, suspend))
+    body = backend(child.kind).suspension(child.resource_version, suspend)
+    return Patch(Object(child.kind), child.key.name, body)
 
 
 def suspension(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
@@ -33,7 +34,7 @@ def suspension(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
         return _suspend(job, child, view, now)
     wait = pauses.remaining(job.status, now)
     if wait > 0:
-        return _hold(job, child, view).after(wait)
+        return _hold(job, seen, view, now).after(wait)
     return _resume(job, child, view) if child.suspended else None
 
 
@@ -49,20 +50,27 @@ def _suspend(job: JobFacts, child: ChildRecord, view: AttemptView, now: datetime
     return verdict.having(usage=accounting.closing(job, now, lost=False)) if view.number else verdict
 
 
-def _hold(job: JobFacts, child: ChildRecord, view: AttemptView) -> Verdict:
+def _hold(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     """No pods until the pause is over. Those that were made meanwhile are condemned with the others, and the child's
     suspension alone would give them their whole grace period."""
-    restarts, cause = job.status["restarts"], job.status.get("failure") or {}
-    message = (
-        f"attempt {view.attempts} begins after {restarts['notBefore']}: the last one ended before it trained: "
-        f"{cause.get('message', 'its end is not known')}"
-    )
-    verdict = starting("Restarting", str(cause.get("reason", "Restarting")), message)
+    child = seen.child
+    assert child is not None
+    verdict = _waiting(job, view)
     attempt = {**(job.status.get("attempt") or {}), "podUIDs": list(view.joined())}
     verdict = verdict.having(attempt=attempt) if view.closed else verdict
     if not child.suspended:
         return verdict.doing(patch=(set_suspend(child, True),))
-    return verdict.doing(delete=condemned(view)) if view.closed else verdict
+    return verdict.doing(delete=condemned(view, seen, now)) if view.closed else verdict
+
+
+def _waiting(job: JobFacts, view: AttemptView) -> Verdict:
+    restarts, cause = job.status["restarts"], job.status.get("failure") or {}
+    begins = f"attempt {view.attempts} begins after {restarts['notBefore']}"
+    if pauses.is_for_placement(job.status):
+        message = f"{begins}: not all pods found a node, those that had one gave it back"
+        return stalled(Reason.UNSCHEDULABLE, message)
+    message = f"{begins}: the last one ended before it trained: {cause.get('message', 'its end is not known')}"
+    return starting("Restarting", str(cause.get("reason", "Restarting")), message)
 
 
 def _resume(job: JobFacts, child: ChildRecord, view: AttemptView) -> Verdict:

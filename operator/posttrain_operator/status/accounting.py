@@ -33,7 +33,8 @@ def active_seconds(job: JobFacts, now: datetime) -> float:
 
 
 def closing(job: JobFacts, now: datetime, lost: bool) -> dict[str, Any]:
-    """status.usage once the open attempt has ended; `lost`: what was done since the last checkpoint is lost."""
+    """status.usage once the open attempt has ended; `lost`: by a failure, so that what it did since the last checkpoint
+    is lost. `now`: when it ended."""
     usage = dict(job.status.get("usage") or {})
     usage["activeSeconds"] = int(active_seconds(job, now))
     if lost:
@@ -48,7 +49,9 @@ def with_gpu_seconds(job: JobFacts, status: Mapping[str, Any], now: datetime) ->
     usage = dict(status.get("usage") or {})
     closed = usage.get("activeSeconds", 0) != (job.status.get("usage") or {}).get("activeSeconds", 0)
     seconds = float(usage.get("activeSeconds", 0)) + (0.0 if closed else open_seconds(job, now))
-    return {"gpuSecondsLost": 0, "activeSeconds": 0, **usage, "gpuSeconds": int(seconds * gpus(status))}
+    # Whole seconds are kept of each attempt: what was told is never taken back for a rest of one.
+    total = max(int(seconds * gpus(status)), int(usage.get("gpuSeconds", 0)))
+    return {"gpuSecondsLost": 0, "activeSeconds": 0, **usage, "gpuSeconds": total}
 
 
 def gpus(status: Mapping[str, Any]) -> int:
@@ -57,6 +60,6 @@ def gpus(status: Mapping[str, Any]) -> int:
 
 
 def _unsaved_seconds(job: JobFacts, now: datetime) -> float:
-    saved = clock.seconds_since(((job.status.get("checkpoints") or {}).get("last") or {}).get("time"), now)
+    saved = clock.seconds_since(job.checkpoint.get("time"), now)
     total = open_seconds(job, now)
     return total if saved is None else min(total, max(0.0, saved))

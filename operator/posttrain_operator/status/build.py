@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from posttrain_api.reasons import Reason
 from posttrain_operator import clock
 from posttrain_operator.actions import Event
 from posttrain_operator.facts import Intent, JobFacts
 from posttrain_operator.status import accounting, learned
 from posttrain_operator.status.conditions import MAX_MESSAGE, merge
+from posttrain_operator.status.refusals import refusal_warning
+from posttrain_operator.status.saving import grace_warning
 from posttrain_operator.status.verdict import Verdict
 
 _VOLATILE = ("usage",)
 """Grows by itself: refreshed with every write, never the reason for one."""
-_WARNINGS = ("Failed", "Stalled")
+_WARNINGS = ("Failed", "Stalled", "TrainingHealthy")
 
 
 def build(job: JobFacts, intent: Intent, verdict: Verdict, now: datetime) -> dict[str, Any]:
@@ -68,8 +71,8 @@ def differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def transitions(job: JobFacts, new: Mapping[str, Any]) -> tuple[Event, ...]:
-    """Events for what changed: Complete, Failed, Suspended, Running and Stalled turning True, or Stalled for another
-    reason."""
+    """Events for what changed: Complete, Failed, Suspended, Running and Stalled turning True, Stalled for another
+    reason, saves that have become too slow."""
     found = []
     for condition in new.get("conditions") or ():
         old = job.condition(condition["type"])
@@ -81,9 +84,17 @@ def transitions(job: JobFacts, new: Mapping[str, Any]) -> tuple[Event, ...]:
         )
         if condition["type"] in ("Complete", "Failed", "Suspended", "Running", "Stalled") and (turned or other):
             found.append(_event(condition))
-    return tuple(found)
+        if condition["type"] == "TrainingHealthy" and condition["status"] == "False" and _is_news(old, condition):
+            found.append(_event(condition))
+    told = (grace_warning(job.status, new), refusal_warning(job.status, new))
+    return (*found, *(event for event in told if event))
+
+
+def _is_news(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return (old.get("status"), old.get("reason")) != (new["status"], new["reason"])
 
 
 def _event(condition: Mapping[str, Any]) -> Event:
-    kind = "Warning" if condition["type"] in _WARNINGS else "Normal"
+    bad = condition["type"] in _WARNINGS or condition["reason"] == Reason.GUARD_SUSPENDED
+    kind = "Warning" if bad else "Normal"
     return Event(kind, condition["reason"], condition.get("message") or condition["type"])

@@ -1,0 +1,50 @@
+"""Half-placed jobs: some pods have a node, others find none, and nobody else can use what the first ones hold. Pure.
+
+Without a scheduler that places all or none, two such jobs block each other for ever. So a job that has been half
+placed for long enough gives everything back and tries again after a pause: the child is suspended, as in `pauses`,
+and the pause differs from job to job, so that two of them do not meet again. A startup deadline ends it as any other
+wait. Nothing is lost by it: an attempt that is not whole trains nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from posttrain_api.reasons import Budget, Reason
+from posttrain_operator import clock
+from posttrain_operator.actions import Event
+from posttrain_operator.facts import JobFacts, Observation
+from posttrain_operator.reconcile import budgets, pauses
+from posttrain_operator.reconcile.attempt import AttemptView
+from posttrain_operator.reconcile.causes import Cause
+from posttrain_operator.records import PodRecord
+from posttrain_operator.status import accounting
+from posttrain_operator.status.verdict import Verdict, stalled
+
+
+def giving_back(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
+    """Decides to give the places back; None where the job has all of them, or none, or not for long enough."""
+    homeless = [pod for pod in view.live if pod.unschedulable is not None and not pod.ended]
+    holding = [pod for pod in view.live if pod.node is not None and not pod.ended]
+    if view.closed or not view.recorded or not holding or not homeless:
+        return None
+    if max(_age(pod, now) for pod in homeless) < seen.timing.half_placed:
+        return None
+    message = (
+        f"{len(homeless)} of {view.size} pods find no node ({homeless[0].name}: {homeless[0].unschedulable}); "
+        f"the others give their places back and all are tried again after a pause"
+    )
+    cause = Cause({"reason": Reason.UNSCHEDULABLE, "message": message}, message, Budget.FREE)
+    pause = pauses.before_placement(job, seen.timing, view.attempts + 1, now)
+    verdict = stalled(Reason.UNSCHEDULABLE, message).having(
+        attempts=view.attempts + 1,
+        attempt={**(job.status.get("attempt") or {}), "podUIDs": list(view.joined())},
+        restarts={**budgets.counted(job, cause), **pause},
+        usage=accounting.closing(job, now, lost=False),
+    )
+    return verdict.telling(Event("Warning", Reason.UNSCHEDULABLE, message)).after(0)
+
+
+def _age(pod: PodRecord, now: datetime) -> float:
+    """A pod that has no node never had one, so it has been looking since it was made."""
+    return clock.seconds_since(pod.created, now) or 0.0

@@ -1,0 +1,98 @@
+"""Nodes that fall silent and pods that find none, on a real API server under the chart's rights."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from operator_kit import Cluster, Operator, World, operator, wait_for
+
+from tests.cluster.test_operator_flow import started
+
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("operator")]
+
+
+@pytest.fixture(scope="module")
+def running(plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """One that gives places back after a second; all other times at a tenth."""
+    with operator(plane, tmp_path_factory.mktemp("operator"), HALF_PLACED_SECONDS="10") as process:
+        yield process
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def condition(kind: str, status: str, **more: str) -> dict[str, Any]:
+    return {"type": kind, "status": status, "lastTransitionTime": now(), **more}
+
+
+def patch(world: World, kind: str, name: str, *conditions: dict[str, Any]) -> None:
+    body = json.dumps({"status": {"conditions": list(conditions)}})
+    world.kubectl("patch", kind, name, "--subresource=status", "--type=merge", "-p", body)
+
+
+@pytest.fixture
+def node(world: World) -> Iterator[str]:
+    """The node of all pods that the tests make; it answers until told otherwise."""
+    name = "node-a"
+    world.cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    patch(world, "node", name, condition("Ready", "True"))
+    yield name
+    world.kubectl("delete", "node", name, "--wait=false")
+
+
+def test_pods_on_a_silent_node_are_given_up(running: Operator, world: World, node: str) -> None:
+    master, worker = started(world)
+    patch(world, "node", node, condition("Ready", "Unknown"))
+    for pod in (master, worker):
+        patch(world, "pod", pod, condition("PodScheduled", "True"), condition("Ready", "False"))
+    status = world.until("job", reason="NodeLost")
+    assert status["restarts"] == {"total": 0, "byCause": {"NodeLost": 1}}
+    assert status["failure"]["node"] == node
+    for pod in (master, worker):
+        wait_for(lambda pod=pod: world.get("pod", pod) is None, f"{pod} to be deleted by force")
+    patch(world, "node", node, condition("Ready", "True"))
+    for pod in world.pods("job"):
+        world.run_pod(pod)
+    assert world.until("job", state="Running")["attempts"] == 2
+
+
+def test_a_half_placed_job_gives_its_place_back_and_comes_again(running: Operator, world: World, node: str) -> None:
+    world.job("job")
+    master, worker = world.pods("job")
+    world.run_pod(master)
+    blocked = condition("PodScheduled", "False", reason="Unschedulable", message="0/2 nodes are available")
+    patch(world, "pod", worker, blocked)
+    status = world.until("job", timeout=40, reason="Unschedulable", attempts=2)
+    assert status["restarts"]["byCause"] == {"Unschedulable": 1}
+    wait_for(lambda: world.child("job")["spec"]["runPolicy"]["suspend"], "the child to be suspended")
+    for pod in (master, worker):
+        world.vanish(pod)
+    told = world.kubectl("get", "events.events.k8s.io", "-o", "json")
+    reasons = [(event["reason"], event["type"]) for event in json.loads(told)["items"]]
+    assert ("Unschedulable", "Warning") in reasons
+    world.resumed("job")
+    for pod in world.pods("job"):
+        world.run_pod(pod)
+    assert world.until("job", state="Running")["attempts"] == 2
+
+
+def test_a_job_that_is_made_again_remembers_its_parent(running: Operator, world: World, node: str) -> None:
+    from tests.cluster.test_operator_chain import sft
+
+    sft(world, best=False)
+    world.until("sft", state="Succeeded")
+    started(world, "next", stage="SFT", lora={"continueAdapter": True}, model={"fromJob": {"name": "sft"}})
+    before = world.get("configmap", "next-config")
+    assert before is not None
+    world.kubectl("delete", "ptj", "sft")
+    old = world.child("next")["metadata"]["uid"]
+    world.kubectl("delete", "pytorchjob", "next", "--wait=false")
+    for pod in ("next-master-0", "next-worker-0"):
+        world.vanish(pod)
+    wait_for(lambda: world.child("next")["metadata"]["uid"] != old, "the child to be made again")
+    assert world.get("configmap", "next-config") == before

@@ -1,0 +1,177 @@
+"""Half-placed jobs: they give their places back, wait, and come again; a deadline ends that too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from model_cluster import Cluster, running_cluster
+from reconcile_kit import everybody, said
+
+from posttrain_api.reasons import Reason
+from posttrain_operator import clock
+from posttrain_operator.reconcile import pauses
+
+
+def half_placed(**spec: Any) -> Cluster:
+    """Two pods and room for one."""
+    cluster = Cluster(**spec)
+    cluster.bundle = "PEM"
+    cluster.room = 1
+    cluster.settle()
+    cluster.training_operator()
+    cluster.run_all()
+    cluster.settle()
+    return cluster
+
+
+def suspended(cluster: Cluster) -> bool:
+    assert cluster.child is not None
+    return bool(cluster.child["spec"]["runPolicy"]["suspend"])
+
+
+def give_back(cluster: Cluster) -> None:
+    """The pods have waited for long enough; everybody does their part."""
+    cluster.pass_time(cluster.timing.half_placed)
+    cluster.settle()
+    cluster.training_operator()
+    cluster.kubelet()
+    cluster.settle()
+
+
+def pause_of(cluster: Cluster) -> float:
+    end = clock.parse(cluster.status["restarts"]["notBefore"])
+    assert end is not None
+    return (end - cluster.now).total_seconds()
+
+
+def test_places_are_given_back_after_a_while() -> None:
+    cluster = half_placed()
+    cluster.pass_time(cluster.timing.half_placed - 1)
+    cluster.settle()
+    assert cluster.status["reason"] == "Unschedulable"
+    assert not suspended(cluster)
+    cluster.pass_time(1)
+    decision = cluster.step()
+    assert not decision.patch, "the decision is written first"
+    assert [(event.kind, event.reason) for event in decision.events] == [("Warning", "Unschedulable")]
+    assert "1 of 2 pods find no node (job-worker-0: 0/2 nodes)" in decision.events[0].message
+    cluster.settle()
+    assert suspended(cluster)
+    cluster.kubelet()
+    cluster.settle()
+    assert not cluster.pods
+    status = cluster.status
+    assert (status["state"], status["reason"]) == ("Pending", "Unschedulable")
+    assert cluster.condition("Stalled")["status"] == "True"
+    assert f"begins after {status['restarts']['notBefore']}" in status["message"]
+    assert status["restarts"]["total"] == 0
+    assert status["restarts"]["byCause"] == {"Unschedulable": 1}
+    assert "failure" not in status
+
+
+def test_it_comes_again_and_trains_once_there_is_room() -> None:
+    cluster = half_placed()
+    give_back(cluster)
+    cluster.room = 2
+    cluster.pass_time(pause_of(cluster))
+    everybody(cluster)
+    cluster.report(phase="Training")
+    cluster.settle()
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+    cluster.pass_time(cluster.timing.silence)
+    cluster.end(cluster.uid("worker"), 162, said(Reason.PROCESS_KILLED, 162))
+    everybody(cluster)
+    assert "pauseSeconds" not in cluster.status["restarts"], "the next pause is a short one again"
+
+
+def test_pauses_grow_and_differ_from_job_to_job() -> None:
+    cluster = half_placed()
+    nominal, drawn = [], []
+    for _ in range(7):
+        give_back(cluster)
+        nominal.append(cluster.status["restarts"]["pauseSeconds"])
+        drawn.append(pause_of(cluster) / nominal[-1])
+        cluster.pass_time(pause_of(cluster))
+        cluster.settle()
+        cluster.training_operator()
+        cluster.run_all()
+        cluster.settle()
+    assert nominal == [30, 60, 120, 240, 480, 600, 600]
+    assert all(0.5 <= part <= 1.6 for part in drawn)
+    assert max(drawn) - min(drawn) > 0.2
+    others = {
+        pauses.before_placement(replace(cluster.facts(), uid=f"u{n}"), cluster.timing, 9, cluster.now)["notBefore"]
+        for n in range(20)
+    }
+    assert len(others) > 10
+
+
+def test_a_startup_deadline_ends_it() -> None:
+    cluster = half_placed(runPolicy={"startupDeadlineSeconds": 400})
+    give_back(cluster)
+    assert cluster.status["reason"] == "Unschedulable"
+    cluster.pass_time(100)
+    cluster.settle()
+    assert cluster.status["reason"] == "StartupTimeout"
+
+
+def test_an_operator_that_dies_in_between_goes_on_where_it_was() -> None:
+    cluster = half_placed()
+    cluster.pass_time(cluster.timing.half_placed)
+    for prefix in (0, 1, None):
+        cluster.step(prefix)
+        cluster.forget()
+    cluster.settle()
+    before = cluster.status["restarts"]
+    cluster.forget()
+    cluster.settle()
+    assert cluster.status["restarts"] == before
+    assert before["byCause"] == {"Unschedulable": 1}
+
+
+@pytest.mark.parametrize("room", [0, 2])
+def test_a_job_with_no_place_or_all_of_them_holds_nobody_up(room: int) -> None:
+    cluster = half_placed()
+    cluster.room = room
+    for pod in cluster.pods.values():
+        pod["spec"].pop("nodeName", None)
+    cluster.scheduler()
+    cluster.pass_time(10 * cluster.timing.half_placed)
+    cluster.settle()
+    assert not suspended(cluster)
+
+
+def test_a_user_may_suspend_and_resume_meanwhile() -> None:
+    cluster = half_placed()
+    give_back(cluster)
+    cluster.edit(suspend=True)
+    cluster.settle()
+    assert cluster.status["state"] == "Suspended"
+    cluster.edit(suspend=False)
+    cluster.settle()
+    assert cluster.status["reason"] == "Unschedulable"
+    cluster.room = 2
+    cluster.pass_time(pause_of(cluster))
+    everybody(cluster)
+    cluster.report(phase="Training")
+    cluster.settle()
+    assert cluster.status["state"] == "Running"
+
+
+def test_a_running_job_whose_next_attempt_finds_half_its_places() -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), 162, said(Reason.PROCESS_KILLED, 162))
+    cluster.room = 1
+    everybody(cluster)
+    cluster.pass_time(cluster.timing.mount)
+    cluster.settle()
+    assert cluster.status["reason"] == "Unschedulable"
+    give_back(cluster)
+    assert cluster.status["restarts"]["byCause"] == {"ProcessKilled": 1, "Unschedulable": 1}
+    assert cluster.status["restarts"]["sinceCheckpoint"] == {"processKilled": 1}
+    cluster.room = 2
+    cluster.pass_time(pause_of(cluster))
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 3)
