@@ -33,6 +33,7 @@ faults, with KEY=VALUE arguments (namespace=default unless given):
   refuse-image image=I    allow-image image=I
   fill-volume claim=C     empty-volume claim=C         claims annotated with devcluster/size-limit
   read-only-volume claim=C  writable-volume claim=C    (the same; not while a file is open for writing)
+  stop-component name=C [signal=TERM]  start-component name=C    etcd, kube-apiserver, ... (default KILL)
 """
 
 

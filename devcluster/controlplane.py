@@ -45,6 +45,7 @@ class ControlPlane:
     say: Callable[[str], None]
     ca: Authority = field(init=False)
     running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    _commands: dict[str, tuple[list[str], dict[str, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ca = Authority(self.spec.pki)
@@ -64,10 +65,13 @@ class ControlPlane:
 
     async def run(self, name: str, arguments: list[str], env: dict[str, str] | None = None) -> None:
         """Start a component; its output goes to logs/<name>.log."""
-        command = [str(binaries.binary(name)), *arguments]
-        self.running[name] = await processes.start(
-            command, self.spec.logs / f"{name}.log", {**os.environ, **(env or {})}, self.spec.root
-        )
+        self._commands[name] = ([str(binaries.binary(name)), *arguments], {**os.environ, **(env or {})})
+        await self.again(name)
+
+    async def again(self, name: str) -> None:
+        """Start a component with the arguments that it was started with before."""
+        command, env = self._commands[name]
+        self.running[name] = await processes.start(command, self.spec.logs / f"{name}.log", env, self.spec.root)
 
     async def start(self, prepare: Callable[[Client], Awaitable[None]]) -> Client:
         """Start everything and return an administrator's client; raises DevclusterError with the log's end.

@@ -1,32 +1,27 @@
 """Faults on demand, and the rest of what can be asked of a running cluster.
 
-An HTTP server on a Unix socket in the state folder, spoken to by the command line and by `devcluster.testing`. Each
-fault is what a cluster really does to a job: a killed container, an out-of-memory kill, a lost node, an image that
-cannot be pulled, a full or read-only volume.
+Asked for through `control`, by the command line and by `devcluster.testing`. Each fault is what a cluster really does
+to a job: a killed container, an out-of-memory kill, a lost node, an image that cannot be pulled, a full or read-only
+volume.
 """
 
 import os
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
 from devcluster import volumes
 from devcluster.containerloop import ContainerLoop
+from devcluster.control import Bound, Refused
 from devcluster.images import Images
 from devcluster.kubeletserver import KubeletServer
 from devcluster.node import Node
 from devcluster.storage import Storage
 
-SOCKET = "control.sock"
 FILL_NAME = ".devcluster-fill"
-
-
-class Refused(Exception):
-    """The fault cannot be done: the message says why."""
 
 
 @dataclass(frozen=True)
@@ -177,21 +172,6 @@ ACTIONS: dict[str, Action] = {
 }
 
 
-async def serve(parts: Parts) -> web.AppRunner:
-    """Listen on the socket in the working folder (the state folder: a full path may be too long for a socket)."""
-
-    async def handle(request: web.Request) -> web.Response:
-        action = ACTIONS.get(request.match_info["action"])
-        if action is None:
-            return web.json_response({"error": f"no action {request.match_info['action']!r}"}, status=404)
-        try:
-            return web.json_response({"result": await action(parts, await request.json())})
-        except (Refused, OSError, KeyError) as error:
-            return web.json_response({"error": str(error)}, status=409)
-
-    app = web.Application()
-    app.router.add_post("/{action}", handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.UnixSite(runner, SOCKET).start()
-    return runner
+def actions(parts: Parts) -> dict[str, Bound]:
+    """By the names that are asked for."""
+    return {name: partial(action, parts) for name, action in ACTIONS.items()}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from devcluster import crds, forward, kubeflow, network, state
+from devcluster import control, crds, forward, kubeflow, network, outage, state
 from devcluster.api import ApiError
 from devcluster.certificates import write_kubeconfig
 from devcluster.controlplane import ControlPlane
@@ -90,10 +90,13 @@ async def _run(spec: state.ClusterSpec, net: network.Network, outside: Outside, 
         server = outside.server if net.private else net.server
         write_kubeconfig(spec.kubeconfig, server, plane.ca.cert_path, pair)
         waits: list[asyncio.Future[None]] = [stopping]
+        actions = outage.actions(plane)
         if not spec.control_plane_only:
             workload = Workload(plane, admin, masked_proc)
             stack.push_async_callback(workload.stop)
             waits.append(await _start_workload(workload, outside))
+            actions |= workload.faults
+        stack.push_async_callback((await control.serve(actions)).cleanup)
         _announce(spec, server, time.monotonic() - started)
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for each in done:

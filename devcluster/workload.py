@@ -84,8 +84,7 @@ class Workload:
             servers.append(server)
         await kubeflow.start(plane, self._admin)
         await self._until_nodes_ready(nodes)
-        control = await faults.serve(faults.Parts(nodes, servers, images, storage))
-        self._stack.push_async_callback(control.cleanup)
+        self.faults = faults.actions(faults.Parts(nodes, servers, images, storage))
         self.services = services
 
     async def _node(self, shared: Shared, index: int) -> tuple[Node, KubeletServer]:

@@ -17,6 +17,7 @@ CRD = ROOT / "crds" / "posttrainingjobs.yaml"
 EVERYTHING_ON = (
     "metrics.serviceMonitor.enabled=true",
     "metrics.trainerPodMonitor.enabled=true",
+    "metrics.alerts.enabled=true",
     'commonLabels={"team":"ml"}',
     'podLabels={"mesh":"off"}',
     'podAnnotations={"note":"1"}',
