@@ -10,6 +10,8 @@ import resume_jobs
 import torch
 
 from posttrain_trainer.algorithms.language_modeling import LanguageModeling
+from posttrain_trainer.rollout import generate
+from posttrain_trainer.rollout.base import Sample
 
 
 def poisoned(rank: int, after: int, folders: Sequence[str]) -> None:
@@ -24,4 +26,15 @@ def poisoned(rank: int, after: int, folders: Sequence[str]) -> None:
         return found
 
     LanguageModeling.losses = losses_and_poison  # type: ignore[method-assign]
+    resume_jobs.attempt(1, folders)
+
+
+def misled(by: float, folders: Sequence[str]) -> None:
+    """The sampling engine says other log-probabilities than it draws by."""
+    finished = generate.finished
+
+    def finished_and_lie(tokens: Sequence[int], logprobs: Sequence[float], *given: Any) -> Sample:
+        return finished(tokens, [each - by for each in logprobs], *given)
+
+    generate.finished = finished_and_lie
     resume_jobs.attempt(1, folders)

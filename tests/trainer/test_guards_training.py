@@ -16,7 +16,9 @@ import resume_jobs
 from online_kit import TWENTIES, online_config, online_job, prepare_online
 from trainer_kit import exported, make_config, make_model, prepare, rows, start_ranks, steady_lines
 
+from posttrain_api.measured import SAMPLING_DIFFERENCE
 from posttrain_trainer.checkpoint_files import committed, damaged
+from posttrain_trainer.signs import ENV_SIGNS, REPORT
 
 RISING = {"training__learning_rate": 0.09, "training__warmup_steps": 8, "training__schedule": "Linear"}
 STEPS = 8
@@ -211,6 +213,28 @@ def test_only_groups_of_equal_rewards(tmp_path: Path) -> None:
     assert "GuardWarned: frac_reward_zero_std was 1 at step 2, above 0.99 in 2 steps running" in said
     start = (model / "model.safetensors").read_bytes()
     assert exported(config)["model.safetensors"][-4000:] == start[-4000:]
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_sampler_that_says_something_else(tmp_path: Path, updates: int) -> None:
+    """The difference is found in steps of one update too, and the report says so."""
+    rule = {"metric": SAMPLING_DIFFERENCE, "above": 0.1, "for_steps": 2, "action": "Warn"}
+    online_job(
+        tmp_path / "job",
+        tmp_path / "model",
+        rollout__batch_size=2 * updates,
+        training__max_steps=2,
+        guards={"rules": [rule]},
+    )
+    signs = tmp_path / "signs"
+    signs.mkdir()
+    arguments = (guard_jobs.misled, (0.5, [str(tmp_path / "job")]), 1, tmp_path / "logs")
+    running = start_ranks(*arguments, **{ENV_SIGNS: str(signs)})
+    assert running.wait() == [0], running.output()
+    assert "success" in _end(tmp_path / "job"), _end(tmp_path / "job")
+    warning = json.loads((signs / REPORT).read_text())["warning"]
+    assert (warning["reason"], warning["step"]) == ("SamplerMismatch", 1)
+    assert f"{SAMPLING_DIFFERENCE} was 0.5 at step 2, above 0.1 in 2 steps running" in warning["message"]
 
 
 CELLS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -75,7 +75,7 @@ def test_truthful_codes(reasons: list[Reason], seconds: list[int], stopped: bool
     assert verdict.exit_code != 0
     assert (verdict.exit_code < 128) is permanent
     if stopped and not permanent:
-        assert verdict.exit_code == 143
+        assert verdict.exit_code == (163 if Reason.GUARD_SUSPENDED in reasons else 143)
 
 
 def test_attempts_count_and_forget_fruitless_ones_after_progress(tmp_path: Path) -> None:

@@ -66,15 +66,17 @@ class Verdict:
 def judge(seen: Seen) -> Verdict:
     """The verdict over one node's ranks.
 
-    Order: all ranks done → success, whatever came after; a permanent failure → that; told to stop → Preempted; given
-    up because nothing got on → Hang; else the first cause in time; else the first consequence.
+    Order: all ranks done → success, whatever came after; a permanent failure → that; suspended by a guard → that; told
+    to stop → Preempted; given up because nothing got on → Hang; else the first cause in time; else the first
+    consequence.
     """
     if all(rank in seen.ends and seen.ends[rank].reason is None for rank in seen.ranks):
         return _success(seen)
     failures = sorted([*_recorded(seen), *_unrecorded(seen)], key=lambda failure: failure.time or "~")
-    permanent = next((failure for failure in failures if _is_permanent(failure.reason)), None)
-    if permanent is not None:
-        return permanent
+    for effect in (Effect.FAILED, Effect.SUSPENDED):
+        own_end = next((failure for failure in failures if _has(failure.reason, effect)), None)
+        if own_end is not None:
+            return own_end
     if seen.stopped:
         return _preempted(failures, seen.silence)
     if seen.hang is not None:
@@ -159,9 +161,8 @@ def _torchrun(seen: Seen) -> Verdict:
     return Verdict(Reason.TRAINER_ERROR, message)
 
 
-def _is_permanent(reason: Reason | None) -> bool:
-    """Also of a training that a guard has suspended: it is the training's own end, whatever else has come."""
-    return reason is not None and REASONS[reason].effect in (Effect.FAILED, Effect.SUSPENDED)
+def _has(reason: Reason | None, effect: Effect) -> bool:
+    return reason is not None and REASONS[reason].effect is effect
 
 
 def _signal_name(number: int) -> str:
