@@ -42,7 +42,8 @@ def env_of(pod: Json) -> Json:
 
 def test_the_runtime_and_the_child_word_for_word() -> None:
     plan = replace(plan_of(), spec_hash="sha256:of-the-plan")
-    text = yaml.safe_dump_all([*trainjob.before(plan, STATUS), trainjob.build(plan, STATUS)], sort_keys=False, width=120)
+    made = [*trainjob.before(plan, STATUS), trainjob.build(plan, STATUS)]
+    text = yaml.safe_dump_all(made, sort_keys=False, width=120)
     if os.environ.get("POSTTRAIN_UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
@@ -153,22 +154,23 @@ def pod(replicated: str = "w", index: str = "1", owner: str = "job-w-0", **meta:
 
 
 def test_a_pod_has_the_seat_that_its_job_gives_it() -> None:
-    first, other = pod_record(pod("m", "0", "job-m-0")), pod_record(pod())
-    assert first is not None and (first.role, first.index, first.owned) == ("Master", 0, True)
-    assert other is not None and (other.role, other.index, other.owned) == ("Worker", 1, True)
+    read = [pod_record(each) for each in (pod("m", "0", "job-m-0"), pod())]
+    seats = [(record.role, record.index, record.owned) for record in read if record]
+    assert seats == [("Master", 0, True), ("Worker", 1, True)]
 
 
 def test_a_pod_that_only_wears_the_labels_is_none_of_the_job_s() -> None:
-    for owner in ("other-w-0", "job-m-0"):
-        record = pod_record(pod(owner=owner))
-        assert record is not None and not record.owned
+    read = [pod_record(pod(owner=owner)) for owner in ("other-w-0", "job-m-0")]
+    assert [record.owned for record in read if record] == [False, False]
 
 
 def test_when_a_pod_was_asked_to_end_is_remembered_by_its_request() -> None:
     asked = pod(deletionTimestamp="2026-01-01T00:01:00Z", deletionGracePeriodSeconds=60)
     record = pod_record(asked)
-    assert record is not None and record.asked
-    assert record.asked_at is not None and record.asked_at.isoformat() == "2026-01-01T00:00:00+00:00"
+    assert record is not None
+    assert record.asked
+    assert record.asked_at is not None
+    assert record.asked_at.isoformat() == "2026-01-01T00:00:00+00:00"
 
 
 def test_every_backend_answers_every_question() -> None:
@@ -178,8 +180,8 @@ def test_every_backend_answers_every_question() -> None:
         record = child_record({**child({}), "kind": each.KIND})
         assert record.kind == each.KIND
         assert f"involvedObject.uid={record.uid}" in each.told_by(record)
-        assert each.unmade("FailedCreate") and not each.unmade("Killing")
+        assert [each.unmade(reason) for reason in ("FailedCreate", "Killing")] == [True, False]
         patch = each.suspension("7", True)
         assert patch["metadata"] == {"resourceVersion": "7"}
-        assert each.suspended(patch) and not each.suspended(each.suspension("7", False))
+        assert [each.suspended(said) for said in (patch, each.suspension("7", False))] == [True, False]
     assert trainjob.unseen("specified trainingRuntime must be created before the TrainJob is created")

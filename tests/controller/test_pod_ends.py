@@ -137,7 +137,9 @@ def test_a_container_that_left_no_word_is_told_by_its_log_and_its_code() -> None
     assert "ended with exit code 137" in failure["message"]
 
 
-@pytest.mark.parametrize(("code", "reason", "signal"), [(190, "Error", None), (128, "StartError", None), (143, "Error", 15)])
+@pytest.mark.parametrize(
+    ("code", "reason", "signal"), [(190, "Error", None), (128, "StartError", None), (143, "Error", 15)]
+)
 def test_a_code_of_ours_is_no_signal(code: int, reason: str, signal: int | None) -> None:
     failure = read_end(pod(code, "why", reason)).to_failure()
     assert failure.get("signal") == signal

@@ -284,7 +284,9 @@ def test_a_job_that_has_to_be_made_again_needs_its_parent_no_more_either() -> No
     everybody(cluster)
     assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
     assert cluster.maps["job-config"]["metadata"] == before
-    assert cluster.status["lineage"] == [{"job": "base", "uid": "base-uid", "stage": "Pretrain", "outputDigest": "sha256:a"}]
+    assert cluster.status["lineage"] == [
+        {"job": "base", "uid": "base-uid", "stage": "Pretrain", "outputDigest": "sha256:a"}
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"base": {"name": "base"}}', '{"base": 1}'])

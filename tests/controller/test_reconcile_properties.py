@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from model_cluster import START, Cluster
 
 from posttrain_api.reasons import Reason
-from posttrain_api.spec.run import RESTARTS
 from posttrain_api.records import Failure, Output, Success, render_termination
+from posttrain_api.spec.run import RESTARTS
 from posttrain_operator import clock
 from posttrain_operator.actions import Object
 from posttrain_operator.status.conditions import TYPES
@@ -33,6 +33,7 @@ ENDS: dict[str, tuple[int, str, str]] = {
         render_termination(Failure(reason=Reason.TRAINER_ERROR, message="m", exit_code=190, step=3)),
         "Error",
     ),
+    "held": (163, render_termination(Failure(reason=Reason.GUARD_SUSPENDED, message="m", exit_code=163)), "Error"),
     "oom": (137, "", "OOMKilled"),
     "killed": (137, "", "Error"),
     "preempted": (143, "", "Error"),

@@ -96,7 +96,8 @@ def test_suspend_and_resume() -> None:
     cluster = trainjob_cluster()
     cluster.edit(suspend=True)
     everybody(cluster)
-    assert cluster.child is not None and cluster.child["spec"]["suspend"] is True
+    assert cluster.child is not None
+    assert cluster.child["spec"]["suspend"] is True
     assert (cluster.status["state"], cluster.pods) == ("Suspended", {})
     cluster.edit(suspend=False)
     everybody(cluster)
@@ -126,7 +127,8 @@ def test_another_backend_before_the_start_makes_another_child() -> None:
     """The child is there and the status does not name it yet: the operator died between the two."""
     cluster = Cluster()
     cluster.step()
-    assert cluster.child is not None and "backend" not in cluster.status
+    assert cluster.child is not None
+    assert "backend" not in cluster.status
     cluster.edit(backend="TrainJob")
     actions = cluster.step()
     assert [delete.kind for delete in actions.delete if delete.kind.is_child] == [Object.PYTORCHJOB]

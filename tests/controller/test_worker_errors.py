@@ -236,7 +236,7 @@ class Newer(Api):
             return manifest("7") if self.job and self.kind else self._absent()
         if method == "GET" and path == "/apis/posttrain.dev/v1alpha1":
             return {"resources": [{"name": "posttrainingjobs"}]} if self.kind else self._absent()
-        if method == "GET" and "pytorchjobs/" in path:
+        if method == "GET" and ("pytorchjobs/" in path or "trainjobs/" in path):
             return self._absent()
         return await super().request(method, path, body=body, **rest)
 

@@ -72,8 +72,8 @@ class TrainJobCluster(Cluster):
             "batch.kubernetes.io/job-completion-index": str(index),
         }
         owner = {"kind": "Job", "name": f"job-{job['name']}-0", "uid": "j", "controller": True}
-        metadata = {"name": identity["uid"], "namespace": "ns", "labels": labels, "ownerReferences": [owner], **identity}
-        metadata["creationTimestamp"] = clock.render(self.now)
+        metadata = {"name": identity["uid"], "namespace": "ns", "labels": labels, "ownerReferences": [owner]}
+        metadata |= {**identity, "creationTimestamp": clock.render(self.now)}
         self.pods[identity["uid"]] = {"metadata": metadata, "spec": {}, "status": {"phase": "Pending"}}
         self._place(self.pods[identity["uid"]])
 

@@ -73,6 +73,7 @@ def test_a_finished_job_only_exports(again: Any, finished: Path) -> None:
     line = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"step": 6, **success["metrics"]} == line
     assert success["checkpoint"]["step"] == 6
+    assert success["checkpoint"]["saveSeconds"] > 0, "as it was measured then"
     assert exported(again) == exported(_job(finished))
 
 

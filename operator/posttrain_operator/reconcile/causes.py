@@ -24,8 +24,8 @@ _UNASKED = "nobody had asked a pod to end, so this restart counts"
 
 @dataclass(frozen=True)
 class Cause:
-    """`failure`: status.failure. `told`: the same for a message, with the pod in it. `budget`: what the restart uses up,
-    besides total."""
+    """`failure`: status.failure. `told`: the same for a message, with the pod in it. `budget`: what the restart uses
+    up, besides total."""
 
     failure: Mapping[str, Any]
     told: str
