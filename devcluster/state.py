@@ -33,6 +33,8 @@ class ClusterSpec:
     forwards: tuple[str, ...] = ()
     images: dict[str, dict[str, object]] = field(default_factory=dict)
     crds: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
+    """What it has besides: names of binaries.EXTRAS."""
     init_image: str = "devcluster/tools:dev"
 
     @property
@@ -98,7 +100,7 @@ def load_spec(state: Path) -> ClusterSpec:
     if not path.exists():
         raise DevclusterError(f"{path}: no cluster here; start one with `python -m devcluster up`")
     raw = json.loads(path.read_text())
-    for name in ("forwards", "crds"):
+    for name in ("forwards", "crds", "extras"):
         raw[name] = tuple(raw[name])
     return ClusterSpec(**raw)
 
