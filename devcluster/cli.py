@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     image = commands.add_parser("image", parents=[place], help="map image names to environments while it runs")
     image.add_argument("images", nargs="+", metavar="NAME=ENVDIR[:UID]")
     build = commands.add_parser("build", help="build the components now (up does so by itself)")
-    build.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(binaries.EVERYTHING)}; default: all")
+    all_names = ", ".join(binaries.PACKAGES)
+    build.add_argument("names", nargs="*", metavar="NAME", help=f"of: {all_names}; default: those of every `up`")
     commands.add_parser("path", help="print the folder of the binaries (kubectl, helm, ...), for your PATH")
     return top
 
@@ -79,6 +80,9 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     )
     up.add_argument(
         "--crd", action="append", default=[], metavar="FILE", help="a CRD to install before the controllers"
+    )
+    up.add_argument(
+        "--with", action="append", default=[], dest="extras", choices=sorted(binaries.EXTRAS), help="start this besides"
     )
     up.add_argument("--image", action="append", default=[], metavar="NAME=ENVDIR[:UID]", help="an image name")
 
@@ -99,6 +103,7 @@ def _new_spec(args: argparse.Namespace, folder: Path) -> state.ClusterSpec:
         control_plane_only=args.control_plane_only,
         forwards=tuple(args.forward),
         crds=tuple(str(Path(each).absolute()) for each in args.crd),
+        extras=tuple(dict.fromkeys(args.extras)),
         images=images.present() | dict(images.parse_option(text) for text in args.image),
     )
 
@@ -176,9 +181,9 @@ def _kubeconfig(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    unknown = set(args.names) - set(binaries.EVERYTHING)
+    unknown = set(args.names) - set(binaries.PACKAGES)
     if unknown:
-        raise DevclusterError(f"build: unknown {sorted(unknown)}; there are {', '.join(binaries.EVERYTHING)}")
+        raise DevclusterError(f"build: unknown {sorted(unknown)}; there are {', '.join(binaries.PACKAGES)}")
     print(binaries.ensure(args.names or binaries.EVERYTHING))
     return 0
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from devcluster import control, crds, forward, kubeflow, network, outage, state
+from devcluster import control, crds, forward, kubeflow, network, outage, state, trainjob
 from devcluster.api import ApiError
 from devcluster.certificates import write_kubeconfig
 from devcluster.controlplane import ControlPlane
@@ -105,6 +105,7 @@ async def _run(spec: state.ClusterSpec, net: network.Network, outside: Outside, 
 
 def _crd_files(spec: state.ClusterSpec) -> list[Path]:
     own = [] if spec.control_plane_only else [kubeflow.crd_file()]
+    own += trainjob.crd_files() if "trainjob" in spec.extras else []
     return [*own, *(Path(each) for each in spec.crds)]
 
 

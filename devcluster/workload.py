@@ -9,7 +9,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Coroutine
 
-from devcluster import containers, faults, forward, kubeflow
+from devcluster import containers, faults, forward, kubeflow, trainjob
 from devcluster.api import Client
 from devcluster.certificates import Subject
 from devcluster.controlplane import ControlPlane
@@ -83,6 +83,8 @@ class Workload:
             nodes.append(node)
             servers.append(server)
         await kubeflow.start(plane, self._admin)
+        if "trainjob" in spec.extras:
+            await trainjob.start(plane, self._admin)
         await self._until_nodes_ready(nodes)
         self.faults = faults.actions(faults.Parts(nodes, servers, images, storage))
         self.services = services
