@@ -134,6 +134,7 @@ def test_values_reach_the_operator(render: Any) -> None:
             f'trainer.image={{"repository":"registry.example/trainer","digest":"{digest}"}}',
             'trainer.imagePullPolicy="Never"',
             "trainer.allowCPU=true",
+            'backend="TrainJob"',
             'operator={"logLevel":"debug","logFormat":"text","extraEnv":[{"name":"POSTTRAIN_OPERATOR_TIME_SCALE","value":"0.1"}]}',
             'watchNamespaces=["a","b"]',
         )
@@ -144,6 +145,7 @@ def test_values_reach_the_operator(render: Any) -> None:
         "POSTTRAIN_OPERATOR_TRAINER_IMAGE": f"registry.example/trainer@{digest}",
         "POSTTRAIN_OPERATOR_TRAINER_IMAGE_PULL_POLICY": "Never",
         "POSTTRAIN_OPERATOR_ALLOW_CPU": "true",
+        "POSTTRAIN_OPERATOR_BACKEND": "TrainJob",
         "POSTTRAIN_OPERATOR_STATUS_URL": "https://release-posttrain-operator.posttrain-system.svc:10443",
         "POSTTRAIN_OPERATOR_STATUS_PORT": "10443",
         "POSTTRAIN_OPERATOR_STATUS_SECRET": "release-posttrain-operator-status",

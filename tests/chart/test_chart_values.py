@@ -56,6 +56,7 @@ def test_an_unknown_name_is_refused(helm: Any, path: tuple[str, ...]) -> None:
     ("pair", "path"),
     [
         ('trainer.allowCPU="true"', "/trainer/allowCPU"),
+        ('backend="RayJob"', "/backend"),
         ('operator.logLevel="loud"', "/operator/logLevel"),
         ('operator.logFormat="xml"', "/operator/logFormat"),
         ('image.pullPolicy="Sometimes"', "/image/pullPolicy"),
