@@ -19,6 +19,21 @@ the job's end, what was left of its training included; on two cores shared with 
 """
 HEAD = "| stage | fault | end | cause | restarts | lost steps | last checkpoint | seconds |\n" + 8 * "|---" + "|\n"
 
+OUTAGES = """
+## The API server away
+
+Made by [test_api_faults.py](../tests/cluster/test_api_faults.py), with the operator's time constants at a tenth: a proxy
+between operator and API server has the fault for so many seconds, while a job is created, one loses a pod, one ends and
+one is deleted. *Seconds*: from the end of the fault until each of them stood as if nothing had been, the restarted one
+running again. *Ends*: how often the operator's process ended itself and was started again.
+"""
+OUTAGE_HEAD = "| fault | for | seconds | ends | requests meanwhile |\n" + 5 * "|---" + "|\n"
+
+
+def outage(row: dict[str, Any]) -> str:
+    """One row of the second table."""
+    return f"| {row['outage']} | {row['for']} s | {row['seconds']} | {row['ends']} | {row['requests']} |\n"
+
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
@@ -35,10 +50,12 @@ def line(row: dict[str, Any]) -> str:
 
 def main(results: Path, out: Path) -> None:
     """Sorted by stage, in the order of the tests."""
-    rows = [json.loads(text) for text in results.read_text().splitlines()]
-    rows.sort(key=lambda row: row["stage"] != "SFT")
-    out.write_text(INTRODUCTION + "\n" + HEAD + "".join(line(row) for row in rows))
-    print(f"{out}: {len(rows)} faults")
+    told = [json.loads(text) for text in results.read_text().splitlines()]
+    rows = sorted((row for row in told if "stage" in row), key=lambda row: row["stage"] != "SFT")
+    outages = [row for row in told if "outage" in row]
+    away = OUTAGES + "\n" + OUTAGE_HEAD + "".join(outage(row) for row in outages) if outages else ""
+    out.write_text(INTRODUCTION + "\n" + HEAD + "".join(line(row) for row in rows) + away)
+    print(f"{out}: {len(told)} faults")
 
 
 if __name__ == "__main__":

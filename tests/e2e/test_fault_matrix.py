@@ -120,7 +120,8 @@ def report() -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     yield rows
     if path := os.environ.get("POSTTRAIN_FAULT_REPORT"):
-        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with Path(path).open("a") as out:
+            out.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,9 @@ from posttrain_operator import clock
 from posttrain_operator.facts import JobFacts, Observation
 from posttrain_operator.settings import Timing
 
+_LONGEST, _ROUNDED = 1.5, 3.0
+"""A pause is drawn up to so many times as long as it is called, and written in whole seconds."""
+
 
 def has_run(job: JobFacts, seen: Observation, now: datetime) -> bool:
     """Whether the recorded attempt was ever Running: it is, or the condition has flipped since the attempt began.
@@ -67,6 +70,11 @@ def is_for_placement(status: Mapping[str, Any]) -> bool:
 
 
 def remaining(status: Mapping[str, Any], now: datetime) -> float:
-    """Seconds until the next attempt may begin; 0 where nothing holds it back."""
-    passed = clock.seconds_since((status.get("restarts") or {}).get("notBefore"), now)
-    return 0.0 if passed is None else max(0.0, -passed)
+    """Seconds until the next attempt may begin; 0 where nothing holds it back.
+
+    A rest that is longer than the pause ever was is a clock's that was set back since: nobody waits for it to catch up.
+    """
+    restarts = status.get("restarts") or {}
+    passed = clock.seconds_since(restarts.get("notBefore"), now)
+    rest = 0.0 if passed is None else max(0.0, -passed)
+    return rest if rest <= _LONGEST * float(restarts.get("pauseSeconds", 0)) + _ROUNDED else 0.0
