@@ -1,6 +1,6 @@
 """What a trainer process reads from its environment: the TrainerConfig, its place among the nodes, its devices.
 
-PET_* and MASTER_* come from the training-operator or from a local run; without them it is one node. Nothing here
+PET_* and MASTER_* come from the child's kind (backends) or from a local run; without them it is one node. Nothing here
 starts or writes anything.
 """
 
@@ -60,6 +60,9 @@ def load_config(environment: Environment) -> TrainerConfig:
         ) from error
 
 
+_OFFSET = (names.ENV_NODE_RANK_OFFSET,)
+
+
 @dataclass(frozen=True)
 class Node:
     """This pod among the job's: `rank` of `count` nodes, and where rank 0 listens (port None: any free one)."""
@@ -88,7 +91,7 @@ def node_of(environment: Environment, config: TrainerConfig) -> Node:
         port = environment.get("PET_MASTER_PORT")
         return Node(0, 1, "127.0.0.1", int(port) if port and port.isdecimal() else None)
     return Node(
-        rank=_number(environment, "PET_NODE_RANK", "RANK"),
+        rank=_number(environment, "PET_NODE_RANK", "RANK") + _number(environment, *_OFFSET, default="0"),
         count=count,
         master_address=environment.get("PET_MASTER_ADDR") or environment.get("MASTER_ADDR") or "127.0.0.1",
         master_port=_number(environment, "PET_MASTER_PORT", "MASTER_PORT", default=str(names.RENDEZVOUS_PORT)),
