@@ -11,15 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from e2e_cluster import images, install
 from e2e_kit import OPERATOR_NAMESPACE, PAIRS, RELEASE, TEXTS, Bench
 
 from devcluster import launcher
 from devcluster.state import ClusterSpec, running_pid
 from devcluster.testing import Cluster, full_cluster
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENTS = ROOT / ".build" / "envs"
-IMAGES = {"posttrain-operator:0.1.0": "operator", "posttrain-trainer:0.1.0": "trainer"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,29 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(700))
 
 
-def images() -> dict[str, dict[str, object]]:
-    for folder in IMAGES.values():
-        if not (ENVIRONMENTS / folder / "bin" / "python").exists():
-            pytest.skip(f"{ENVIRONMENTS / folder} is missing: run `make images-local`", allow_module_level=True)
-    return {name: {"env": str(ENVIRONMENTS / folder)} for name, folder in IMAGES.items()}
-
-
 @contextlib.contextmanager
 def kept(state: Path) -> Iterator[Cluster]:
     spec = ClusterSpec("e2e", str(state), images=images())
     if running_pid(spec) is None:
         launcher.start(spec, print)
     yield Cluster(spec)
-
-
-def install(cluster: Cluster, *settings: str) -> None:
-    """Installs or changes the operator, as helm does it anywhere."""
-    pairs = [part for setting in ("trainer.allowCPU=true", *settings) for part in ("--set", setting)]
-    chart = str(ROOT / "helm" / "posttrain-operator")
-    cluster.helm("upgrade", "--install", RELEASE, chart, "-n", OPERATOR_NAMESPACE, "--create-namespace", *pairs)
-    cluster.kubectl(
-        "rollout", "status", f"deployment/{RELEASE}", "-n", OPERATOR_NAMESPACE, "--timeout=120s", timeout=150
-    )
 
 
 @pytest.fixture(scope="session")

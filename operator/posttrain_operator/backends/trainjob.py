@@ -143,7 +143,7 @@ def condition(kind: str) -> str:
 
 
 def seat(pod: Mapping[str, Any], job: str) -> Seat | None:
-    """By JobSet's label. Whoever fails first brings the others down by JobSet's hand, so when they were asked counts."""
+    """By JobSet's label. Who fails first brings the others down by JobSet's hand, so when they were asked counts."""
     marks = pod["metadata"].get("labels") or {}
     replicated = marks.get(_REPLICATED)
     if replicated is None:
