@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -101,7 +102,9 @@ def launchers(tmp_path: Path) -> Iterator[Start]:
     finally:
         for pod in pods:
             if pod.process.poll() is None:
-                pod.process.kill()
+                for pid in all_of(pod.process.pid):
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                        os.kill(pid, signal.SIGKILL)
                 pod.process.wait()
 
 
@@ -110,6 +113,18 @@ def failure_of(pod: Pod) -> Failure:
     assert isinstance(word, Failure), pod.output.read_text()
     assert word.exit_code == code
     return word
+
+
+def all_of(pid: int) -> list[int]:
+    """A process and its descendants."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
 
 
 def two_nodes() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher_kit import Start, failure_of, launchers, two_nodes
+from launcher_kit import Start, all_of, failure_of, launchers, two_nodes
 from prepare_kit import texts, write_jsonl
 
 from posttrain_api.reasons import Reason
@@ -144,18 +143,6 @@ def test_two_nodes_one_rank_killed(start: Start) -> None:
     assert failure_of(pods[0]).exit_code == 160
 
 
-def _all_of(pid: int) -> list[int]:
-    """A process and its descendants."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
-
-
 @pytest.mark.parametrize("silent", [0, 1])
 def test_sigterm_beside_a_silent_node_does_not_wait_for_it(start: Start, silent: int) -> None:
     """Every process of one node stops without a word (SIGSTOP), as if the node were gone; the rank of the other is in
@@ -166,7 +153,7 @@ def test_sigterm_beside_a_silent_node_does_not_wait_for_it(start: Start, silent:
     pods[0].wait_for("waiting-0", "waiting-1")
     beats = [Path(pod.config.work_dir) / "ends" / f"node-{node}.beats" for node, pod in enumerate(pods)]
     _wait_until(lambda: all(file.exists() for file in beats))
-    stopped = _all_of(pods[silent].process.pid)
+    stopped = all_of(pods[silent].process.pid)
     try:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
