@@ -207,9 +207,10 @@ class Cluster:
         self.job["status"]["progress"] = {**carried, "lastUpdateTime": clock.render(self.now), **progress}
         self._touch(self.job)
 
-    def commit(self, step: int) -> None:
-        """A checkpoint is committed and reported."""
-        self.report(phase="Training", checkpoint={"step": step, "time": clock.render(self.now), "digest": str(step)})
+    def commit(self, step: int, at: datetime | None = None) -> None:
+        """A checkpoint was committed, now or before, and is reported."""
+        time = clock.render(at or self.now)
+        self.report(phase="Training", checkpoint={"step": step, "time": time, "digest": str(step)})
 
     def training_operator(self) -> None:
         """Makes missing pods of a child that is neither suspended nor finished, removes those of a suspended one."""

@@ -98,6 +98,21 @@ def test_peers_that_notice_first_do_not_pay_for_the_node(late: bool) -> None:
     assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
 
 
+def test_a_drained_pod_whose_node_is_lost_goes_once_and_after_the_decision() -> None:
+    """It is Terminating already and its grace is over: condemned and stuck at the same time."""
+    cluster = running_cluster()
+    worker = cluster.uid("worker")
+    cluster.terminate(worker, 30)
+    cluster.lose_node(worker)
+    cluster.pass_time(cluster.timing.lost_node)
+    decision = cluster.step()
+    assert not decision.delete
+    assert decision.status is not None
+    assert decision.status["failure"]["reason"] == "NodeLost"
+    deleted = [(delete.uid, delete.grace_seconds) for delete in cluster.step().delete]
+    assert sorted(deleted) == sorted({(worker, 0), (cluster.uid("master"), 1)})
+
+
 def test_a_rank_whose_own_error_is_older_wins_over_the_node() -> None:
     cluster = running_cluster()
     cluster.lose_node(cluster.uid("worker"))

@@ -28,7 +28,7 @@ STRETCHES = st.builds(
     lambda seconds, share, ends: Stretch(seconds, None if share is None else int(share * seconds), ends),
     st.integers(61, 500),
     st.none() | st.floats(0, 1),
-    st.sampled_from(["killed", "preempted", "suspended", "never trained", "replaced"]),
+    st.sampled_from(["killed", "preempted", "preempted, told late", "suspended", "never trained", "replaced"]),
 )
 
 
@@ -62,6 +62,14 @@ def live(cluster: Cluster, stretch: Stretch, step: int) -> int:
         cluster.commit(step + 1)
         cluster.terminate(cluster.uid("worker"), 600)
         cluster.end(cluster.uid("master"), 143, said(Reason.PREEMPTED, 143))
+        return 0
+    if stretch.ends == "preempted, told late":
+        cluster.terminate(cluster.uid("worker"), 600)
+        cluster.end(cluster.uid("worker"), 143, said(Reason.PREEMPTED, 143))
+        committed = cluster.now
+        cluster.settle()
+        cluster.pass_time(1)
+        cluster.commit(step + 1, committed)
         return 0
     if stretch.ends == "replaced":
         for role in ("master", "worker"):

@@ -59,6 +59,9 @@ class Attempt(Model):
 
     number: int | None = optional("1 for the first", example=1, ge=1, le=2**31 - 1)
     start_time: RFC3339 | None = optional("When its pods were first seen", example="2026-01-31T12:00:00Z")
+    end_time: RFC3339 | None = optional(
+        "When it was given up; its pods go, and their successors are the next attempt", example="2026-01-31T13:00:00Z"
+    )
     pod_uids: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=4096)] | None = optional(
         "Uids of its pods", example=["0a4e7f52-6a0f-4b6b-8f6e-1f4c2d9d3b11"], alias="podUIDs"
     )

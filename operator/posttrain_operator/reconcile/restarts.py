@@ -145,7 +145,7 @@ def exhausted(job: JobFacts, cause: Cause) -> Verdict | None:
 
 def _begin(job: JobFacts, view: AttemptView, cause: Cause, now: datetime) -> Verdict:
     """The decision alone: what it condemns is deleted by the pass that reads it back."""
-    attempt = {**(job.status.get("attempt") or {}), "podUIDs": list(view.joined())}
+    attempt = {**(job.status.get("attempt") or {}), "podUIDs": list(view.joined()), "endTime": clock.render(now)}
     number = view.attempts + 1
     verdict = starting("Restarting", cause.reason, f"attempt {number} begins: {cause.told}").having(
         attempts=number,

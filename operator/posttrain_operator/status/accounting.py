@@ -59,7 +59,26 @@ def gpus(status: Mapping[str, Any]) -> int:
     return int((status.get("resources") or {}).get("gpus", 0))
 
 
+def corrected(job: JobFacts) -> dict[str, Any] | None:
+    """status.usage where a checkpoint is reported only after its attempt was given up: what it holds is not lost.
+    None where there is nothing to put right; status.checkpoints is written with it, so that it is done once."""
+    attempt, told = job.status.get("attempt") or {}, job.progress.get("checkpoint") or {}
+    end, start = (clock.parse(attempt.get(field)) for field in ("endTime", "startTime"))
+    if end is None or start is None or not told:
+        return None
+    total = (end - start).total_seconds()
+    before = (job.status.get("checkpoints") or {}).get("last") or {}
+    kept = _since(before, end, total) - _since(told, end, total)
+    usage = dict(job.status.get("usage") or {})
+    usage["gpuSecondsLost"] = max(0, int(usage.get("gpuSecondsLost", 0)) - int(kept * gpus(job.status)))
+    return usage if kept > 0 else None
+
+
 def _unsaved_seconds(job: JobFacts, now: datetime) -> float:
-    saved = clock.seconds_since(job.checkpoint.get("time"), now)
-    total = open_seconds(job, now)
+    return _since(job.checkpoint, now, open_seconds(job, now))
+
+
+def _since(checkpoint: Mapping[str, Any], end: datetime, total: float) -> float:
+    """Seconds of an attempt of `total` seconds from its last checkpoint to its end."""
+    saved = clock.seconds_since(checkpoint.get("time"), end)
     return total if saved is None else min(total, max(0.0, saved))

@@ -32,6 +32,8 @@ def build(job: JobFacts, intent: Intent, verdict: Verdict, now: datetime) -> dic
     status["conditions"] = merge(job.status.get("conditions") or (), verdict.conditions, job.generation, now)
     if verdict.state == "Failed":
         status["failure"] = {"reason": verdict.reason, "message": status["message"]}
+    if usage := accounting.corrected(job):
+        status["usage"] = usage
     status |= verdict.changes
     status = {field: value for field, value in status.items() if value is not None}
     return {**status, **_times(job, status, now)}
