@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -50,7 +49,7 @@ def endless(_: str, __: int) -> tuple[Ending, ...]:
 
 
 class Runner:
-    """Plays for one namespace. `attempts` counts complete sets of new pods by the PyTorchJob's uid."""
+    """Plays for one namespace. `attempts` counts complete sets of new pods by the name of the job."""
 
     def __init__(self, client: Client, namespace: str, fate: Fate = endless) -> None:
         self._client, self._fate = client, fate
@@ -62,6 +61,7 @@ class Runner:
         self._ending: set[asyncio.Task[None]] = set()
         self._seen: dict[str, frozenset[str]] = {}
         self._limit = asyncio.Semaphore(AT_ONCE)
+        self._broken: asyncio.Future[None]
         self.attempts: dict[str, int] = {}
 
     async def run(self) -> None:
@@ -70,15 +70,25 @@ class Runner:
             Informer(self._client, self._children_path, objects.MANAGED, self._child_changed),
             Informer(self._client, self._pods_path, objects.MANAGED, self._pod_changed),
         )
+        self._broken = asyncio.get_running_loop().create_future()
         async with asyncio.TaskGroup() as group:
             for informer in informers:
                 group.create_task(informer.run())
+            group.create_task(self._until_broken(self._broken))
+
+    async def _until_broken(self, broken: asyncio.Future[None]) -> None:
+        """Raises what ended the work on any job: a runner that plays only half of its part would spoil every figure."""
+        await broken
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._broken.done():
+            self._broken.set_exception(error)
 
     def _child_changed(self, kind: str, child: Obj) -> None:
         name = child["metadata"]["name"]
         if kind == "DELETED":
             self._children.pop(name, None)
-            self._seen.pop(child["metadata"]["uid"], None)
         else:
             self._children[name] = child
         self._touch(name)
@@ -99,6 +109,7 @@ class Runner:
         self._dirty.add(name)
         if name not in self._working:
             self._working[name] = asyncio.create_task(self._work(name))
+            self._working[name].add_done_callback(self._worked)
 
     async def _work(self, name: str) -> None:
         try:
@@ -155,8 +166,11 @@ class Runner:
             await self._all_run(child, mine)
 
     async def _make(self, child: Obj, role: str, index: int) -> None:
-        with contextlib.suppress(ApiError):  # it exists, or the PyTorchJob went: the watch says which
+        try:
             self._pod_changed("MODIFIED", await self._client.post(self._pods_path, objects.pod_of(child, role, index)))
+        except ApiError as error:
+            if error.code not in (404, 409):  # it exists, or the PyTorchJob went: the watch says which
+                raise
 
     async def _advanced(self, child: Obj, pod: Obj) -> bool:
         """What follows from one pod's phase; True where it decides about all the others."""
@@ -178,12 +192,12 @@ class Runner:
     async def _all_run(self, child: Obj, pods: list[Obj]) -> None:
         if not objects.holds(child, "Running"):
             await self._say(child, objects.condition("Running"))
-        uid, now = child["metadata"]["uid"], frozenset(pod["metadata"]["uid"] for pod in pods)
-        if now & self._seen.get(uid, frozenset()):
+        name, now = child["metadata"]["name"], frozenset(pod["metadata"]["uid"] for pod in pods)
+        if now & self._seen.get(name, frozenset()):
             return
-        self._seen[uid] = now
-        self.attempts[uid] = self.attempts.get(uid, 0) + 1
-        for ending in self._fate(child["metadata"]["name"], self.attempts[uid]):
+        self._seen[name] = now
+        self.attempts[name] = self.attempts.get(name, 0) + 1
+        for ending in self._fate(name, self.attempts[name]):
             self._begin(child, ending, pods)
 
     def _begin(self, child: Obj, ending: Ending, pods: list[Obj]) -> None:
@@ -195,11 +209,21 @@ class Runner:
 
     async def _end(self, pod: Obj, ending: Ending) -> None:
         await asyncio.sleep(ending.after)
-        known = self._pods[pod["metadata"]["labels"]["training.kubeflow.org/job-name"]].get(pod["metadata"]["name"])
-        same = known and known["metadata"]["uid"] == pod["metadata"]["uid"]
-        if same and _phase(known or {}) == "Running":
-            with contextlib.suppress(ApiError):  # it was deleted meanwhile: its end is another
+        while self._runs(pod):
+            try:
                 await self._tell(pod, objects.ended(ending.code, ending.message, ending.reason))
+                return
+            except ApiError as error:
+                if error.code in (404, 409):  # it was deleted meanwhile: its end is another
+                    return
+            except (aiohttp.ClientError, TimeoutError):
+                pass  # the server is too busy: again
+            await asyncio.sleep(_AGAIN)
+
+    def _runs(self, pod: Obj) -> bool:
+        """Whether it is still there and runs."""
+        known = self._pods[pod["metadata"]["labels"]["training.kubeflow.org/job-name"]].get(pod["metadata"]["name"])
+        return bool(known and known["metadata"]["uid"] == pod["metadata"]["uid"] and _phase(known) == "Running")
 
     async def _stop(self, pods: list[Obj]) -> None:
         for pod in pods:

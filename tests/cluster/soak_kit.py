@@ -114,6 +114,7 @@ class People:
         self._done: set[str] = set()
         self._resumed: set[str] = set()
         self._busy: set[asyncio.Task[None]] = set()
+        self.errors: list[str] = []
         self.jobs = Informer(client, self._jobs, {}, self._changed)
 
     def _changed(self, kind: str, job: Obj) -> None:
@@ -131,7 +132,12 @@ class People:
     def _act(self, name: str, deed: str) -> None:
         task = asyncio.create_task(self._do(name, deed))
         self._busy.add(task)
-        task.add_done_callback(self._busy.discard)
+        task.add_done_callback(self._acted)
+
+    def _acted(self, task: asyncio.Task[None]) -> None:
+        self._busy.discard(task)
+        if not task.cancelled() and task.exception():
+            self.errors.append(str(task.exception()))
 
     async def _do(self, name: str, deed: str) -> None:
         await asyncio.sleep(SOON)
@@ -168,7 +174,7 @@ def verdict(name: str, story: Story, job: Obj | None) -> str:
             f"{name} ({story.title}): failed for {reason}, not one of {sorted(story.reasons)}: {status.get('message')}"
         )
     restarts = (status.get("restarts") or {}).get("total", 0)
-    if restarts > 4:
+    if restarts > 6:
         return f"{name} ({story.title}): {restarts} restarts"
     return ""
 

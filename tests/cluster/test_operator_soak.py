@@ -69,6 +69,7 @@ class Soak:
                 before = await self._wave("b", waves[1])
                 after = await self._wave("c", waves[2])
                 _compare(before, after)
+                assert not self._people.errors, self._people.errors
                 assert not [task for task in playing if task.done()]
             finally:
                 if self._operator:
