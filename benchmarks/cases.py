@@ -99,7 +99,8 @@ def write_case(case: Case) -> None:
     )
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(shape).save_pretrained(folder / "model")
-    words = {str(number): number for number in range(case.vocabulary)}
+    # A special token that is a number would be found inside of others.
+    words = {"<pad>": PAD, "<end>": END} | {str(number): number for number in range(END + 1, case.vocabulary)}
     _tokenizer(words).save_pretrained(folder / "model")
 
 
@@ -119,7 +120,7 @@ def _tokenizer(words: dict[str, int]) -> Any:
 
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="2"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, pad_token=str(PAD), eos_token=str(END))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="<end>")
 
 
 def read_rows(case: Case) -> list[dict[str, Any]]:
