@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from e2e_kit import Bench, Manifest, condition, job, restarts, step
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-STEPS, EVERY, PACE = 80, 10, 0.15
+STEPS, EVERY, PACE = 80, 10, 0.25
 PATIENCE = 600
 STRUCK = {
     "killed": {"ProcessKilled": 1},
@@ -50,19 +51,48 @@ class Seen:
 def seen(bench: Bench) -> Seen:
     """Hits all of them while they run beside each other; the tests look at how they ended."""
     fault_kit.install(bench)
-    bench.apply(long_job("killed", gpusPerNode=2), long_job("evicted"), long_job("hungry"), long_job("paused"))
-    struck = {name: bench.until(name, saved, PATIENCE) for name in ("killed", "evicted", "hungry")}
-    fault_kit.Hit(bench, "killed").signal_rank(1, signal.SIGKILL)
-    bench.kubectl("delete", "pod", "evicted-master-0", "--wait=false")
-    bench.cluster.ask("oom", pod="hungry-master-0", namespace=bench.namespace)
+    bench.apply(long_job("killed", gpusPerNode=2), long_job("evicted"), long_job("hungry"))
+    struck = struck_when_saved(bench, {"killed": kill, "evicted": evict, "hungry": starve})
+    bench.apply(long_job("paused"))
     suspended = pause(bench, "paused")
-    bench.apply(long_job("unwatched"), long_job("orphaned"))
-    for name in struck:
+    for name in struck:  # the next fault leaves them no operator
         bench.until(name, lambda status: status.get("attempt", {}).get("number") == 2, PATIENCE)
-    struck["unwatched"] = bench.until("unwatched", saved, PATIENCE)
-    orphaned = bench.until("orphaned", lambda status: step(status) >= 1)
-    without_operator(bench, "unwatched")
-    return Seen(bench, struck, suspended, orphaned)
+    bench.apply(long_job("orphaned"), long_job("unwatched"))
+    seen: dict[str, dict[str, Any]] = {}
+
+    def leave(bench: Bench, name: str) -> None:
+        seen["orphaned"] = bench.until("orphaned", lambda status: step(status) >= 1)
+        without_operator(bench, name)
+
+    struck |= struck_when_saved(bench, {"unwatched": leave})
+    return Seen(bench, struck, suspended, seen["orphaned"])
+
+
+def kill(bench: Bench, name: str) -> None:
+    fault_kit.Hit(bench, name).signal_rank(1, signal.SIGKILL)
+
+
+def evict(bench: Bench, name: str) -> None:
+    bench.kubectl("delete", "pod", f"{name}-master-0", "--wait=false")
+
+
+def starve(bench: Bench, name: str) -> None:
+    bench.cluster.ask("oom", pod=f"{name}-master-0", namespace=bench.namespace)
+
+
+def struck_when_saved(bench: Bench, strikes: dict[str, Callable[[Bench, str], None]]) -> dict[str, dict[str, Any]]:
+    """Hits each job as soon as it has saved and gone on; the statuses before."""
+    before: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic() + PATIENCE
+    while len(before) < len(strikes) and time.monotonic() < deadline:
+        for name, strike in strikes.items():
+            status = {} if name in before else bench.status(name)
+            if saved(status):
+                strike(bench, name)
+                before[name] = status
+        time.sleep(0.2)
+    assert len(before) == len(strikes), "\n".join(bench.story(name) for name in strikes if name not in before)
+    return before
 
 
 def saved(status: dict[str, Any]) -> bool:
