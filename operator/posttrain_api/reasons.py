@@ -84,6 +84,7 @@ class Reason(StrEnum):
     CHECKPOINT_REFUSED = "CheckpointRefused"
     GUARD_WARNED = "GuardWarned"
     SAMPLER_MISMATCH = "SamplerMismatch"
+    NO_PROGRESS = "NoProgress"
 
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     RESTART_BUDGET_EXHAUSTED = "RestartBudgetExhausted"
@@ -160,7 +161,13 @@ def _table() -> dict[Reason, ReasonInfo]:
     }
     # Above 127: below, the training-operator would fail the job before ours can suspend it.
     suspended[Reason.GUARD_SUSPENDED] = ReasonInfo(Effect.SUSPENDED, 163)
-    told = (Reason.GRACE_PERIOD_TOO_SHORT, Reason.CHECKPOINT_REFUSED, Reason.GUARD_WARNED, Reason.SAMPLER_MISMATCH)
+    told = (
+        Reason.GRACE_PERIOD_TOO_SHORT,
+        Reason.CHECKPOINT_REFUSED,
+        Reason.GUARD_WARNED,
+        Reason.SAMPLER_MISMATCH,
+        Reason.NO_PROGRESS,
+    )
     warnings = dict.fromkeys(told, ReasonInfo(Effect.WARNING))
     permanent_infos = {reason: ReasonInfo(Effect.FAILED, code) for reason, code in permanent.items()}
     return {**suspended, **stalled, **failed, **permanent_infos, **_RETRYABLE, **warnings}

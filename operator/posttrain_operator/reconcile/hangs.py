@@ -24,7 +24,6 @@ from posttrain_operator.reconcile.restarts import restart
 from posttrain_operator.status.conditions import Condition
 from posttrain_operator.status.verdict import Verdict, running
 
-NO_PROGRESS = "NoProgress"
 IN_THE_LOOP = frozenset({"Training", "Evaluating", "Saving", "Exporting"})
 """Phases in which the loop is expected to get on. Before it: startupDeadlineSeconds."""
 CANNOT = "cannot answer: "
@@ -76,7 +75,7 @@ def _standing(job: JobFacts) -> Verdict:
     message = f"training stands still{since}; the stacks of its ranks are collected, then all pods are restarted"
     verdict = running("its pods run and training stands still")
     return replace(
-        verdict, conditions={**verdict.conditions, "TrainingHealthy": Condition("False", NO_PROGRESS, message)}
+        verdict, conditions={**verdict.conditions, "TrainingHealthy": Condition("False", Reason.NO_PROGRESS, message)}
     )
 
 
