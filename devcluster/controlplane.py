@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiohttp
 
-from devcluster import binaries, processes
+from devcluster import audit, binaries, processes
 from devcluster.api import ApiError, Client
 from devcluster.certificates import Authority, KeyPair, Subject, write_kubeconfig
 from devcluster.errors import DevclusterError
@@ -152,6 +152,7 @@ class ControlPlane:
                 f"--kubelet-client-key={kubelet.key}",
                 "--allow-privileged=true",
                 "--profiling=false",
+                *(audit.flags(self.spec.root) if self.spec.audit else ()),
             ],
         )
 

@@ -35,6 +35,8 @@ class ClusterSpec:
     crds: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
     """What it has besides: names of binaries.EXTRAS."""
+    audit: bool = False
+    """The API server keeps a log of every write: see `audit`."""
     init_image: str = "devcluster/tools:dev"
 
     @property

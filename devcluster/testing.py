@@ -85,15 +85,16 @@ def _running(state: Path | None, **options: Any) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def control_plane(
-    state: Path | None = None, name: str | None = None, crds: Sequence[Path] = (), host_network: bool = False
+    state: Path | None = None, name: str | None = None, crds: Sequence[Path] = (), **options: bool
 ) -> Iterator[Cluster]:
     """API server and etcd only, with garbage collection, namespaces and service accounts: no nodes, nothing runs.
 
     `crds` are files installed before the controllers start; children of a kind that comes later are garbage-collected
-    only some 30 s after their owner. `host_network` keeps it on 127.0.0.1, where nothing forwards: for benchmarks.
+    only some 30 s after their owner. Options: `host_network` keeps it on 127.0.0.1, where nothing
+    forwards, for benchmarks; `audit` keeps a log of all writes.
     """
     files = tuple(str(path) for path in crds)
-    with _running(state, name=name, control_plane_only=True, crds=files, host_network=host_network) as running:
+    with _running(state, name=name, control_plane_only=True, crds=files, **options) as running:
         yield running
 
 

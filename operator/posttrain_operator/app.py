@@ -1,6 +1,7 @@
 """Puts the operator together and runs it until it is told to stop, or until any part of it ends.
 
-Called by `__main__`. The order matters: our own tasks exist before kopf starts, because kopf cancels whatever was
+Called by `__main__`. Every replica has the status server, the probes and the metrics; the one that holds the lease
+watches and works besides. The order matters: our own tasks exist before kopf starts, because kopf cancels whatever was
 started after it; workers start when all initial lists have been delivered, because a decision on half a picture is
 wrong.
 """
@@ -11,9 +12,12 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from posttrain_operator.brake import Brake
@@ -28,7 +32,10 @@ from posttrain_operator.cluster.streams import Pace
 from posttrain_operator.execute import Executor
 from posttrain_operator.findings import Findings
 from posttrain_operator.health import Health
-from posttrain_operator.jobview import CacheView
+from posttrain_operator.leader.elector import LeaseLost
+from posttrain_operator.leader.leadership import Leadership, Told
+from posttrain_operator.leader.store import ApiLeaseStore
+from posttrain_operator.leader.watchdog import EXIT_LOST
 from posttrain_operator.looplag import measure_lag
 from posttrain_operator.monitoring import Monitoring
 from posttrain_operator.observe import Observer
@@ -36,6 +43,7 @@ from posttrain_operator.recorder import Recorder
 from posttrain_operator.records import Key
 from posttrain_operator.resync import Lists, compare_forever, discover_forever, present, resync_forever
 from posttrain_operator.settings import Settings
+from posttrain_operator.standby import ReplicaView
 from posttrain_operator.statusserver import StatusServer, start_status_server
 from posttrain_operator.watch import BackendsChanged, Handlers, Login, Streams, registry_of, watch
 from posttrain_operator.worker import Worker, look_for_hangs
@@ -44,20 +52,32 @@ from posttrain_operator.workqueue import Backoff, WorkQueue
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 EXIT_STOPPED, EXIT_BROKEN, EXIT_CHANGED = 0, 1, 3
+_CODES: dict[type[Exception], int] = {BackendsChanged: EXIT_CHANGED, LeaseLost: EXIT_LOST}
 _BEAT = 1.0
 _LEAST_REQUEST = 5.0
 """Seconds that a request may take however fast the tests' time runs: a busy API server needs them."""
 
 
-class Parts:
-    """Everything that lives as long as the process."""
+@dataclass(frozen=True)
+class Connections:
+    """`lease`: one of its own, so that a control loop with much to do cannot hold a renewal up."""
 
-    def __init__(self, settings: Settings, connection: Connection) -> None:
-        timing = settings.timing
-        self.settings, self.connection = settings, connection
+    work: Connection
+    lease: Connection
+
+
+class Parts:
+    """Everything that lives as long as the process. `cluster` writes only while this replica leads, `reports` always."""
+
+    def __init__(self, settings: Settings, connections: Connections) -> None:
+        timing, connection = settings.timing, connections.work
+        self.settings = settings
         self.monitoring = Monitoring()
-        self.cluster = Cluster(_api(settings, connection, self.monitoring))
         self.cache, self.health = Cache(), Health()
+        self.leadership = self._leadership(settings, connections)
+        self.cluster = Cluster(_api(settings, connection, self.monitoring))
+        self.cluster.api.gates.insert(0, self.leadership.fence)
+        self.reports = Cluster(_api(settings, connection, self.monitoring))
         self.findings = Findings(timing.lookup, time.monotonic)
         self.queue: WorkQueue[Key] = WorkQueue(Backoff(timing.backoff, timing.backoff_limit))
         self.streams = Streams(Pace(timing.brake, timing.brake_limit))
@@ -69,6 +89,14 @@ class Parts:
         self.worker.brake = Brake(timing.brake, timing.brake_limit)
         self.cluster.api.observers.append(self.worker.brake.heard)
         self.monitoring.follow(self.cache, self.queue, self.worker.brake)
+
+    def _leadership(self, settings: Settings, connections: Connections) -> Leadership:
+        identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+        for each in (connections.work, connections.lease):
+            each.agent = f"posttrain-operator ({identity})"
+        api = Api(connections.lease, self.monitoring.api_request, settings.timing.lease_renew / 2)
+        store = ApiLeaseStore(api, settings.namespace, settings.lease)
+        return Leadership(identity, settings.timing, store, Told(self.health, self.monitoring.metrics))
 
     def bundle(self) -> str | None:
         """The status server's CA bundle; None while it does not serve."""
@@ -90,16 +118,18 @@ async def run(settings: Settings) -> int:
     _stop_on_signals(stop)
     async with _opened(settings) as parts:
         tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in _background(parts).items()]
-        main = asyncio.create_task(_serve(parts), name="operator")
+        lease = asyncio.create_task(parts.leadership.keep(), name="lease")
+        main = asyncio.create_task(_serve(parts, lambda: _stop_on_signals(stop)), name="operator")
         stopped = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait([main, stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([main, stopped, lease, *tasks], return_when=asyncio.FIRST_COMPLETED)
         parts.health.stopping = True
-        await _end([main, stopped, *tasks])
-        return _exit_code([main, *tasks])
+        await parts.leadership.hand_over(lease)
+        await _end([main, stopped, lease, *tasks])
+        return _exit_code([main, lease, *tasks])
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:
-    """For the time before kopf puts its own handlers in place."""
+    """Ours come first: the lease is given up before kopf is ended, which takes its time."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -108,9 +138,10 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[Parts]:
     async with contextlib.AsyncExitStack() as stack:
-        connection = await connect()
-        stack.push_async_callback(connection.close)
-        parts = Parts(settings, connection)
+        connections = Connections(await connect(), await connect())
+        stack.push_async_callback(connections.work.close)
+        stack.push_async_callback(connections.lease.close)
+        parts = Parts(settings, connections)
         stack.push_async_callback(parts.login.close)
         stack.push_async_callback(await parts.monitoring.serve(settings, parts.health))
         yield parts
@@ -145,16 +176,18 @@ async def _keep_status_server(parts: Parts) -> None:
     settings = parts.settings
     while settings.status_port is not None and settings.status_url and parts.status_server is None:
         try:
-            view = CacheView(parts.cache)
-            parts.status_server = await start_status_server(settings, parts.cluster, view, parts.monitoring.reported)
+            view = ReplicaView(parts.reports, parts.cache, lambda: parts.health.lists_delivered)
+            parts.status_server = await start_status_server(settings, parts.reports, view, parts.monitoring.reported)
         except Exception as error:  # noqa: BLE001  whatever it is, the control loop does not depend on it
             log.error("the status server did not start, again in 10 s: %s", error)
             await asyncio.sleep(10)
     await asyncio.Event().wait()
 
 
-async def _serve(parts: Parts) -> None:
-    """Watches and works until told to stop. Raises where any part of it ends by itself."""
+async def _serve(parts: Parts, started: Callable[[], None]) -> None:
+    """Waits until this replica leads, then watches and works until cancelled. Raises where any part of it ends by
+    itself. `started` is called when kopf runs."""
+    await parts.leadership.won()
     children = await _discover(parts)
     parts.observer.available = frozenset(kind.kind for kind in children)
     kinds = tuple(kind for kind in WATCHED if kind in children or kind not in CHILDREN)
@@ -163,11 +196,12 @@ async def _serve(parts: Parts) -> None:
     # All of them before kopf: when it ends it waits five seconds for tasks that were started after it.
     ours = _workforce(parts, lists, children)
     parts.health.detail = "waiting for the initial lists"
-    watching = asyncio.create_task(watch(parts.settings, registry), name="kopf")
+    watching = asyncio.create_task(watch(parts.settings, registry, started), name="kopf")
     try:
         done, _ = await asyncio.wait([watching, *ours], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+        raise RuntimeError(f"{next(iter(done)).get_name()} ended without being told to")
     finally:
         await _end([watching, *ours])
 
@@ -237,7 +271,7 @@ def _exit_code(ended: list[asyncio.Task[Any]]) -> int:
         error = None if task.cancelled() else task.exception()
         if error is None:
             continue
-        code = max(code, EXIT_CHANGED if _is(error, BackendsChanged) else EXIT_BROKEN)
+        code = max(code, next((number for kind, number in _CODES.items() if _is(error, kind)), EXIT_BROKEN))
         log.critical("%s ended: %s", task.get_name(), error, exc_info=error if code == EXIT_BROKEN else None)
     return code
 

@@ -14,6 +14,9 @@ class CacheView:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
 
+    async def look(self, namespace: str, name: str, pod: tuple[str, str]) -> None:
+        """Nothing to do: the watches keep it."""
+
     def job(self, namespace: str, name: str) -> JobView | None:
         """The job, or None where the cache has none."""
         record = self._cache.jobs.get(Key(namespace, name))

@@ -66,6 +66,11 @@ class OperatorMetrics:
         self._waited = Gauge(PREFIX + "queue_oldest_seconds", waited, registry=registry)
         brake = "Seconds that all workers still rest, because the API server asked for it or does not answer"
         self._brake = Gauge(PREFIX + "brake_seconds", brake, registry=registry)
+        self._leader = Gauge(PREFIX + "leader", "1 where this replica leads, else 0", registry=registry)
+        changes = "How often the leader has changed, as the lease says it"
+        self._transitions = Gauge(PREFIX + "lease_transitions", changes, registry=registry)
+        asked = "Requests for the lease: read, written, conflict or failed"
+        self._lease = _counter(registry, "lease_requests_total", asked, ("result",))
         registry.register(JobsCollector(jobs))
         ProcessCollector(registry=registry)
 
@@ -89,6 +94,15 @@ class OperatorMetrics:
         self._queue.set_function(length)
         self._waited.set_function(waited)
         self._brake.set_function(rest)
+
+    def lease_asked(self, result: str) -> None:
+        """A request for the lease ended so."""
+        self._lease.labels(result).inc()
+
+    def lease_stands(self, leads: bool, transitions: int) -> None:
+        """After each request for the lease."""
+        self._leader.set(leads)
+        self._transitions.set(transitions)
 
     def status_report(self, result: str) -> None:
         """A progress report; `result` is one of statusserver.handlers.RESULTS."""

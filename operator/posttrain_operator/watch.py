@@ -192,12 +192,13 @@ def registry_of(handlers: Handlers, login: Login, kinds: tuple[Kind, ...]) -> ko
     return registry
 
 
-async def watch(settings: Settings, registry: kopf.OperatorRegistry) -> None:
-    """Runs kopf until SIGTERM, which makes it return, or an error; BackendsChanged where a watched kind is gone. To end
-    it otherwise, cancel it: a stop flag leaves a task behind that kopf then waits five seconds for."""
+async def watch(settings: Settings, registry: kopf.OperatorRegistry, started: Callable[[], None]) -> None:
+    """Runs kopf until it is cancelled or fails; BackendsChanged where a watched kind is gone. `started` is called when
+    kopf has put its own signal handlers in place, so that the caller can put its own back."""
     identity: Any = socket.gethostname()  # kopf's own asks for the user's name, and a pod's user may have none
     try:
-        await kopf.operator(
+        others = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=watch_settings(settings.timing),
             identity=identity,
@@ -205,6 +206,8 @@ async def watch(settings: Settings, registry: kopf.OperatorRegistry) -> None:
             clusterwide=not settings.watch_namespaces,
             namespaces=settings.watch_namespaces,
         )
+        started()
+        await kopf.run_tasks(tasks, ignored=others)
     except Exception as error:
         if getattr(error, "status", None) == _NOT_FOUND:  # kopf's error of a list or a watch
             raise BackendsChanged(f"a watched kind is no longer served: {error}") from error

@@ -114,6 +114,14 @@ def test_of_secrets_it_gets_its_own_by_name_only(installed: Cluster) -> None:
     assert not allowed(installed, OPERATOR, "list", "secrets", NAMESPACE)
 
 
+def test_of_leases_it_gets_its_own_by_name_only(installed: Cluster) -> None:
+    leases = "leases.coordination.k8s.io"
+    assert allowed(installed, OPERATOR, "update", f"{leases}:posttrain-operator", NAMESPACE)
+    assert not allowed(installed, OPERATOR, "update", f"{leases}:another", NAMESPACE)
+    assert not allowed(installed, OPERATOR, "update", f"{leases}:posttrain-operator", "team")
+    assert not allowed(installed, OPERATOR, "create", leases, "team")
+
+
 def test_the_clusters_own_roles_know_the_jobs(installed: Cluster) -> None:
     jobs = "posttrainingjobs.posttrain.dev"
     for name in ("view", "edit"):

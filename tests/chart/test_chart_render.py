@@ -90,11 +90,31 @@ def test_the_pod_keeps_the_restricted_standard(default: list[Object]) -> None:
     assert all(set(volume) - {"name"} == {"emptyDir"} for volume in spec["volumes"])
 
 
-def test_one_operator_at_a_time_started_as_a_module(default: list[Object]) -> None:
-    deployment = only(default, "Deployment")["spec"]
-    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+def test_two_replicas_that_one_drain_or_rollout_never_takes_together(default: list[Object]) -> None:
+    deployment, budget = only(default, "Deployment")["spec"], only(default, "PodDisruptionBudget")["spec"]
+    assert (deployment["replicas"], deployment["strategy"]["rollingUpdate"]["maxUnavailable"]) == (2, 0)
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"] == deployment["selector"]
+    terms = pod(default)["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert {term["podAffinityTerm"]["topologyKey"]: term["weight"] for term in terms} == {
+        "kubernetes.io/hostname": 100,
+        "topology.kubernetes.io/zone": 50,
+    }
+    assert all(term["podAffinityTerm"]["labelSelector"] == deployment["selector"] for term in terms)
     assert pod(default)["containers"][0]["command"] == ["python", "-m", "posttrain_operator"]
-    assert not [o for o in default if o["kind"] == "PodDisruptionBudget"]
+
+
+def test_one_replica_has_no_budget_that_would_block_every_drain(render: Any) -> None:
+    objects = render("replicas=1", 'affinity={"nodeAffinity":{"x":1}}')
+    assert only(objects, "Deployment")["spec"]["replicas"] == 1
+    assert not [o for o in objects if o["kind"] == "PodDisruptionBudget"]
+    assert pod(objects)["affinity"] == {"nodeAffinity": {"x": 1}}
+
+
+def test_the_lease_is_named_after_the_release(render: Any) -> None:
+    objects = render('fullnameOverride="pt"', "leaderElection.leaseSeconds=60")
+    assert environment(objects)["POSTTRAIN_OPERATOR_LEASE_NAME"] == "pt"
+    assert environment(objects)["POSTTRAIN_OPERATOR_LEASE_SECONDS"] == "60"
 
 
 def test_probes_and_service_reach_ports_that_the_container_has(default: list[Object]) -> None:

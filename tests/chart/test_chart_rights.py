@@ -23,6 +23,8 @@ WATCHED = {
 }
 CLUSTER = {("authentication.k8s.io", "tokenreviews"): ("create",), ("", "nodes"): READ}
 OWN = {("", "secrets"): ("get", "update")}
+LEASE = {("coordination.k8s.io", "leases"): ("create", "get", "update")}
+OWN_ROLES = {"release-posttrain-operator-status", "release-posttrain-operator-lease"}
 OPERATOR_ROLES = {"release-posttrain-operator", "release-posttrain-operator-cluster"}
 
 
@@ -50,13 +52,25 @@ def test_the_operators_rights_are_exactly_these(default: list[Object]) -> None:
     assert rights(roles["release-posttrain-operator"]) == flat(WATCHED)
     assert rights(roles["release-posttrain-operator-cluster"]) == flat(CLUSTER)
     own = named(default, "Role")
-    assert list(own) == ["release-posttrain-operator-status"]
+    assert set(own) == OWN_ROLES
     assert rights(own["release-posttrain-operator-status"]) == flat(OWN)
+    assert rights(own["release-posttrain-operator-lease"]) == flat(LEASE)
 
 
 def test_the_one_secret_is_named_and_made_by_the_chart(default: list[Object]) -> None:
-    (role,) = named(default, "Role").values()
+    role = named(default, "Role")["release-posttrain-operator-status"]
     assert [rule["resourceNames"] for rule in role["rules"]] == [list(named(default, "Secret"))]
+
+
+def test_the_lease_is_one_by_name_in_its_own_namespace(default: list[Object]) -> None:
+    """What does not exist yet has no name to the API server: creating cannot be narrowed."""
+    role = named(default, "Role")["release-posttrain-operator-lease"]
+    assert role["metadata"]["namespace"] == "posttrain-system"
+    assert {tuple(rule["verbs"]): rule.get("resourceNames") for rule in role["rules"]} == {
+        ("create",): None,
+        ("get", "update"): ["release-posttrain-operator"],
+    }
+    assert not [o for o in default if o["kind"] == "ClusterRole" and "leases" in str(o["rules"])]
 
 
 def test_nothing_is_granted_on_everything(default: list[Object]) -> None:
@@ -69,7 +83,7 @@ def test_nothing_is_granted_on_everything(default: list[Object]) -> None:
 
 def test_every_role_of_the_operator_is_bound_to_it_alone(default: list[Object]) -> None:
     bindings = [*named(default, "ClusterRoleBinding").values(), *named(default, "RoleBinding").values()]
-    assert {b["roleRef"]["name"] for b in bindings} == {*OPERATOR_ROLES, "release-posttrain-operator-status"}
+    assert {b["roleRef"]["name"] for b in bindings} == OPERATOR_ROLES | OWN_ROLES
     account = {"kind": "ServiceAccount", "name": "release-posttrain-operator", "namespace": "posttrain-system"}
     assert all(b["subjects"] == [account] for b in bindings)
 
@@ -87,7 +101,8 @@ def test_a_list_of_namespaces_narrows_the_rights(render: Any) -> None:
 
 def test_without_the_status_server_its_rights_are_gone(render: Any) -> None:
     objects = render("statusServer.enabled=false")
-    assert not [o for o in objects if o["kind"] in ("Role", "RoleBinding", "Secret")]
+    assert not named(objects, "Secret")
+    assert set(named(objects, "Role")) == set(named(objects, "RoleBinding")) == {"release-posttrain-operator-lease"}
     assert ("authentication.k8s.io", "tokenreviews", "create") not in rights(
         named(objects, "ClusterRole")["release-posttrain-operator-cluster"]
     )

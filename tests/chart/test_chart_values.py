@@ -74,6 +74,8 @@ def test_an_unknown_name_is_refused(helm: Any, path: tuple[str, ...]) -> None:
         ('imagePullSecrets=["pull"]', "/imagePullSecrets/0"),
         ('operator.extraEnv=[{"value":"1"}]', "/operator/extraEnv/0"),
         ("terminationGracePeriodSeconds=-1", "/terminationGracePeriodSeconds"),
+        ("replicas=11", "/replicas"),
+        ("leaderElection.leaseSeconds=1", "/leaderElection/leaseSeconds"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_path(helm: Any, pair: str, path: str) -> None:

@@ -22,7 +22,7 @@ def crd_server() -> Iterator[Rig]:
 @pytest.fixture(scope="session")
 def plane() -> Iterator[Cluster]:
     """etcd, the API server, the garbage collector; both CRDs and the chart's rights."""
-    with control_plane() as cluster:
+    with control_plane(audit=True) as cluster:
         prepare(cluster)
         yield cluster
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from devcluster import binaries
 from devcluster.testing import Cluster
@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "posttrain-operator"
 SYSTEM = "posttrain-system"
 ACCOUNT = "posttrain-operator"
+LEASE = "posttrain-operator"
+NODE = "node-a"
 Object = dict[str, Any]
 
 
@@ -31,11 +33,25 @@ def prepare(cluster: Cluster) -> None:
     """The operator's namespace, CRDs of both kinds, and the chart's accounts and rights."""
     cluster.kubectl("create", "namespace", SYSTEM)
     cluster.helm("install", "posttrain-operator", str(CHART), "--namespace", SYSTEM)
+    cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+    node_ready(cluster, "True")
     binaries.ensure(["training-operator"])
     crd = binaries.manifests("training-operator") / "crds" / "kubeflow.org_pytorchjobs.yaml"
     cluster.kubectl("apply", "--server-side", "-f", str(crd))
     for name in ("posttrainingjobs.posttrain.dev", "pytorchjobs.kubeflow.org"):
         wait_for(lambda name=name: _established(cluster, name), f"{name} to be established")
+
+
+def node_ready(cluster: Cluster, status: str) -> None:
+    """The node of all pods that the tests make answers, or does not; nobody else looks after it."""
+    ready = {"type": "Ready", "status": status, "lastTransitionTime": utc_now()}
+    body = json.dumps({"status": {"conditions": [ready]}})
+    cluster.kubectl("patch", "node", NODE, "--subresource=status", "--type=merge", "-p", body)
+
+
+def utc_now() -> str:
+    """As Kubernetes writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _established(cluster: Cluster, name: str) -> bool:
@@ -67,14 +83,20 @@ def operator_kubeconfig(cluster: Cluster, folder: Path) -> Path:
     }
     path = folder / "operator.kubeconfig"
     path.write_text(json.dumps(config))
+    Operator.cluster = cluster
     return path
 
 
 class Operator:
-    """One operator process. `log` is the file of its stderr."""
+    """One operator process. `log` is the file of its stderr. It leads at once, as if the lease of one before it had run
+    out, unless `queues`: then it waits as it would in a cluster."""
 
-    def __init__(self, kubeconfig: Path, log: Path, **environ: str) -> None:
+    cluster: ClassVar[Cluster | None] = None
+
+    def __init__(self, kubeconfig: Path, log: Path, queues: bool = False, **environ: str) -> None:
         self.log = log
+        if self.cluster and not queues and "LEASE_NAME" not in environ:
+            self.cluster.kubectl("delete", "lease", LEASE, "-n", SYSTEM, "--ignore-not-found")
         settings = {
             "TRAINER_IMAGE": "trainer:test",
             "NAMESPACE": SYSTEM,
@@ -82,6 +104,7 @@ class Operator:
             "LOG_FORMAT": "text",
             "LOG_LEVEL": "debug",
             "METRICS_PORT": "0",
+            "LEASE_SECONDS": "150",  # whatever else the tests' time does: a busy machine must cost no leader
         }
         env = {f"POSTTRAIN_OPERATOR_{name}": value for name, value in {**settings, **environ}.items()}
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -187,12 +210,17 @@ class World:
     def child(self, name: str, timeout: float = 20) -> Object:
         return dict(wait_for(lambda: self.get("pytorchjob", name), f"PyTorchJob {name}", timeout))
 
+    def struck(self, name: str, reason: str) -> Object:
+        """Waits until the job's last failure is of this reason, whatever state it has come to since; its status."""
+        wait_for(lambda: (self.status(name).get("failure") or {}).get("reason") == reason, f"{name}: {reason}")
+        return self.status(name)
+
     def resumed(self, name: str) -> None:
         """Waits for the end of the pause that the job's last restart has asked for, if any."""
 
         def over() -> bool:
             end = (self.status(name).get("restarts") or {}).get("notBefore", "")
-            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            now = utc_now()
             return end <= now and not self.child(name)["spec"]["runPolicy"]["suspend"]
 
         wait_for(over, f"the pause of {name} to end")
@@ -219,7 +247,7 @@ class World:
             "training.kubeflow.org/replica-index": str(index),
         }
         owner = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": name, "uid": child["metadata"]["uid"]}
-        spec = {**template["spec"], "restartPolicy": "Never", "nodeName": "node-a"}
+        spec = {**template["spec"], "restartPolicy": "Never", "nodeName": NODE}
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -235,7 +263,7 @@ class World:
         return pod_name
 
     def child_condition(self, name: str, kind: str, status: str) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        now = utc_now()
         entry = {
             "type": kind,
             "status": status,
@@ -250,12 +278,12 @@ class World:
     # The kubelet's hands.
 
     def run_pod(self, pod: str) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        now = utc_now()
         running = {"state": {"running": {"startedAt": now}}, "ready": True, "started": True}
         self._pod_status(pod, "Running", running, ready=True)
 
     def end_pod(self, pod: str, code: int, message: str = "", reason: str = "") -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        now = utc_now()
         ended = {"exitCode": code, "reason": reason or ("Completed" if code == 0 else "Error"), "message": message}
         state = {
             "state": {"terminated": {**ended, "finishedAt": now, "startedAt": now}},
@@ -265,7 +293,7 @@ class World:
         self._pod_status(pod, "Succeeded" if code == 0 else "Failed", state, ready=False)
 
     def _pod_status(self, pod: str, phase: str, container: Object, ready: bool) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        now = utc_now()
         status = {"name": "pytorch", "image": "trainer:test", "imageID": "", "restartCount": 0, **container}
         conditions = [
             {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},

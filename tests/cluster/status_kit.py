@@ -45,6 +45,9 @@ class TestView:
         self.jobs: dict[str, JobView] = {}
         self.pods: dict[str, frozenset[str]] = {}
 
+    async def look(self, namespace: str, name: str, pod: tuple[str, str]) -> None:
+        """Everything is in memory."""
+
     def job(self, namespace: str, name: str) -> JobView | None:
         return self.jobs.get(name) if namespace == TEAM else None
 

@@ -191,6 +191,10 @@ class Candidate:
     def leads(self) -> bool:
         return self.elector.leading.is_set() and self.fence.overdue() < 0 and not self._task.done()
 
+    async def over(self) -> None:
+        """Returns when it has lost the lease."""
+        await self._task
+
     async def kill(self) -> None:
         """As by SIGKILL: from one moment to the next, nothing is given up."""
         self.fence.shut()

@@ -30,6 +30,9 @@ class FakeCluster:
     review_error: Exception | None = None
     reviews: int = 0
 
+    async def look(self, namespace: str, name: str, pod: tuple[str, str]) -> None:
+        """Everything is in memory."""
+
     def job(self, namespace: str, name: str) -> JobView | None:
         return self.jobs.get((namespace, name))
 

@@ -111,8 +111,7 @@ def test_a_leader_that_reaches_nobody_ends_before_another_begins() -> None:
         await asyncio.sleep(30)
         weather.cut.add("a")
         begun = asyncio.get_running_loop().time()
-        while not leader.ended:
-            await asyncio.sleep(0.01)
+        await leader.over()
         return leader.ended, asyncio.get_running_loop().time() - begun
 
     reason, seconds = play(scene())
@@ -146,8 +145,7 @@ def test_a_lease_that_another_holds_is_lost_at_the_next_look(thief: str) -> None
         await leader.elector.leading.wait()
         assert server.lease is not None
         server.replace(Lease(holder=thief, seconds=15, transitions=9, version=server.lease.version))
-        while not leader.ended:
-            await asyncio.sleep(0.1)
+        await leader.over()
         assert leader.fence.overdue() >= 0
         assert server.lease.holder == thief
         return leader.ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,18 @@ def install(cluster: Cluster, *settings: str) -> None:
     cluster.kubectl(
         "rollout", "status", f"deployment/{RELEASE}", "-n", OPERATOR_NAMESPACE, "--timeout=120s", timeout=150
     )
+    deadline = time.monotonic() + 90
+    while not _a_present_pod_leads(cluster):
+        assert time.monotonic() < deadline, "no pod of the present revision leads"
+        time.sleep(0.5)
+
+
+def _a_present_pod_leads(cluster: Cluster) -> bool:
+    """Pods that stand by are ready: the rollout is over before the last one of the former revision has handed over."""
+    path = "-o=jsonpath={.spec.holderIdentity}"
+    holder = cluster.kubectl("get", "lease", RELEASE, "-n", OPERATOR_NAMESPACE, path, check=False)
+    found = cluster.get("pods", "-l", "app.kubernetes.io/name=posttrain-operator", "-n", OPERATOR_NAMESPACE)
+    present = [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+    leader = next((pod for pod in present if pod["metadata"]["name"] == holder.partition("_")[0]), None)
+    conditions = (leader or {}).get("status", {}).get("conditions") or ()
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)

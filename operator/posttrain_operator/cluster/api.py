@@ -112,7 +112,8 @@ class Api:
     ) -> tuple[int, bytes, str | None]:
         if headers.get("Content-Type") == APPLY_PATCH:
             body = yaml_json(body)
-        sent = {"Accept": JSON, "Content-Type": JSON, **headers, **await self._connection.headers()}
+        own = {"User-Agent": self._connection.agent, **await self._connection.headers()}
+        sent = {"Accept": JSON, "Content-Type": JSON, **headers, **own}
         response = await self._connection.client.call_api(method, url, sent, body, _request_timeout=self._timeout)
         raw = await response.read()
         return response.status, raw, response.getheader("Retry-After")

@@ -28,7 +28,8 @@ class Connection:
         configuration.connection_pool_maxsize = MAX_CONNECTIONS
         self._configuration = configuration
         self.client = ApiClient(configuration)
-        self.client.user_agent = "posttrain-operator"
+        self.agent = "posttrain-operator"
+        """Who asks, for the API server's audit log."""
 
     @property
     def server(self) -> str:

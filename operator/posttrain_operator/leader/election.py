@@ -70,11 +70,9 @@ class Election:
     def pause(self, now: float) -> float:
         """Seconds until the next request: a standby looks twice as often as a leader renews, and takes at once what is
         free."""
-        if self.leads(now):
-            share = 1.0 if self.fresh else 0.25
-        else:
-            share = 0.0 if self.fresh and self._free(now) else 0.5
-        return self.terms.retry * share
+        standby = 0.0 if self.fresh and self._free(now) else 0.5
+        leader = 1.0 if self.fresh else 0.25
+        return self.terms.retry * (leader if self.leads(now) else standby)
 
     def observed(self, lease: Lease | None, now: float) -> Election:
         """The lease was read; None: there is none. One that vanished is waited for as if it were still held."""

@@ -49,7 +49,11 @@ def lease_of(found: Mapping[str, Any]) -> Lease:
 
 def manifest(lease: Lease, namespace: str, name: str) -> dict[str, Any]:
     """The JSON to write. The server refuses a duration below 1 and empty times."""
-    metadata: dict[str, Any] = {"name": name, "namespace": namespace, "labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY}}
+    metadata: dict[str, Any] = {
+        "name": name,
+        "namespace": namespace,
+        "labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY},
+    }
     if lease.version:
         metadata["resourceVersion"] = lease.version
     times = {"acquireTime": lease.acquired, "renewTime": lease.renewed}

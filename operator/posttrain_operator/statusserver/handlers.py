@@ -113,6 +113,7 @@ async def _accept(parts: Parts, request: web.Request) -> Accepted:
     wait = parts.per_pod.take(sender.pod_uid)
     if wait > 0:
         raise Refusal(429, "TooManyReports", "one report every 5 s is enough; wait as Retry-After says", wait)
+    await _look(parts, sender, name)
     job = _job(parts, sender, name)
     return Accepted(parts, sender, JobKey(namespace, name, job.uid), job, request)
 
@@ -172,6 +173,14 @@ async def _authenticate(parts: Parts, request: web.Request) -> Sender:
         raise Refusal(401, "TokenRefused", str(error)) from None
     except Exception as error:  # noqa: BLE001 - any failure of the API call: the sender is not at fault and comes again
         log.warning("a token could not be reviewed: %s", error)
+        raise Refusal(503, "ReviewUnavailable", "the API server does not answer; try again", 5.0) from None
+
+
+async def _look(parts: Parts, sender: Sender, name: str) -> None:
+    try:
+        await parts.view.look(sender.namespace, name, (sender.pod_name, sender.pod_uid))
+    except Exception as error:  # noqa: BLE001 - as above: the sender comes again
+        log.warning("job %s/%s could not be looked up: %s", sender.namespace, name, error)
         raise Refusal(503, "ReviewUnavailable", "the API server does not answer; try again", 5.0) from None
 
 

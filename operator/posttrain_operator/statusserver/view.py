@@ -52,6 +52,10 @@ def view_of(record: JobRecord) -> JobView:
 class JobsView(Protocol):
     """Read-only, from memory: called for every report."""
 
+    async def look(self, namespace: str, name: str, pod: tuple[str, str]) -> None:
+        """Before the other two, for a report of a pod (name, uid): brings into memory what is not there. Any error
+        means: try again later."""
+
     def job(self, namespace: str, name: str) -> JobView | None:
         """The job, or None where there is none."""
 
