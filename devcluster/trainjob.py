@@ -130,11 +130,7 @@ def _config(plane: ControlPlane, controller: Controller) -> Path:
     listening = {
         "webhook": {"port": controller.webhook_port},
         "metrics": {"bindAddress": "0"},
-        "health": {
-            "healthProbeBindAddress": f"{BRIDGE_IP}:{controller.probe_port}",
-            "readinessEndpointName": "readyz",
-            "livenessEndpointName": "healthz",
-        },
+        "health": {"healthProbeBindAddress": f"{BRIDGE_IP}:{controller.probe_port}"},
         "leaderElection": {"leaderElect": False},
     }
     path = plane.spec.root / f"{controller.name}.yaml"
