@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,34 +72,30 @@ def found(run_dir: Path) -> dict[str, Any]:
     return {"committed": [entry.manifest.step for entry in entries], "whole": whole, "other": other}
 
 
-def every_size(folder: str, options: list[str], result: str) -> None:
-    """For each mount option of a tmpfs (`size=…`, `nr_inodes=…`): a checkpoint of step 2 while there is room, then a
-    save of step 4 with no more than the option gives, then what the next attempt resumes from."""
+def every_size(folder: str, what: str, most: int, result: str) -> None:
+    """For each number up to `most` of pages or inodes (`what`) that are left: a checkpoint of step 2 while there is
+    room, then a save of step 4 with so many left, then what the next attempt resumes from."""
     root = Path(folder)
     root.mkdir()
     problem = _mount_small(root, "64m")
-    trials = [] if problem else [_trial(root / str(number), option) for number, option in enumerate(options)]
+    trials = [] if problem else [_trial(root / str(left), what, left) for left in range(most)]
     Path(result).write_text(json.dumps({"skipped": problem, "trials": trials}))
 
 
-def _trial(run_dir: Path, option: str) -> dict[str, Any]:
+def _trial(run_dir: Path, what: str, left: int) -> dict[str, Any]:
     run_dir.mkdir()
     _mount(run_dir, "size=1m")
     (run_dir / "checkpoints").mkdir()
     first = save(checkpoints(run_dir), 2)
-    _mount(run_dir, option, _MS_REMOUNT)
+    now = os.statvfs(run_dir)
+    pages, inodes = now.f_blocks - now.f_bfree + left, now.f_files - now.f_ffree + left
+    _mount(run_dir, f"size={pages * now.f_bsize}" if what == "pages" else f"nr_inodes={inodes}", _MS_REMOUNT)
     reason = save(checkpoints(run_dir), 4)
     kept = found(run_dir)
     weights = Weights()
     resumed = checkpoints(run_dir, attempt=2).resume(weights).step
-    return {
-        "option": option,
-        "first": first,
-        "reason": reason,
-        **kept,
-        "resumed": resumed,
-        "from": weights.loaded[0].name,
-    }
+    began = {"left": left, "first": first, "reason": reason}
+    return {**began, **kept, "resumed": resumed, "from": weights.loaded[0].name}
 
 
 def read_only(folder: str, result: str) -> None:

@@ -180,6 +180,20 @@ def test_start_from_another_job(finished: Path, tmp_path: Path, folder: str) -> 
     assert _steps(finished) == [6, 4]
 
 
+def test_the_optimizer_is_the_new_jobs(finished: Path, tmp_path: Path) -> None:
+    """DeepSpeed loads betas, epsilon and decay with the moments: they must not stay those of the other job."""
+    found = []
+    for decay in (0.1, 0.9):
+        run_dir = tmp_path / str(decay)
+        shutil.copytree(finished / "model", run_dir / "model")
+        source = {"uri": "pvc://runs/other", "path": str(finished / "checkpoints" / "step-000004")}
+        config = _job(run_dir, training__weight_decay=decay, checkpoint__start_from=source)
+        succeed(config)
+        found.append(exported(config))
+    assert found[0] == exported(_job(finished))
+    assert found[1] != found[0]
+
+
 def test_start_from_is_refused_where_it_cannot_fit(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "model", tmp_path / "model")
     (tmp_path / "empty").mkdir()

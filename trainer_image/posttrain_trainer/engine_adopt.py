@@ -53,11 +53,10 @@ class Adopter:
             )
         with torch.no_grad():
             self._buffers(model["module"])
-            if self._stage == 3:
-                self._fill_zero3(state)
-            else:
+            if self._stage < 3:
                 self._weights(state)
-                self._fill_plain(state) if self._stage == 0 else self._fill_partitioned(state)
+            fill = {0: self._fill_plain, 3: self._fill_zero3}.get(self._stage, self._fill_partitioned)
+            fill(state)
 
     @property
     def _stage(self) -> int:
