@@ -74,8 +74,8 @@ class Chooser:
         if listed.failure is not None:
             raise TrainerFailure(Reason.CHECKPOINT_INCOMPATIBLE, listed.failure)
         refused = list(listed.lost)
-        for problem in refused:
-            log.warning("checkpoint not usable: %s", problem)
+        for loss in refused:
+            log.warning("checkpoint not usable: %s", loss)
         for candidate in listed.candidates:
             problem = self.damage(candidate)
             if problem is None:
