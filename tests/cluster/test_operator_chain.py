@@ -91,7 +91,7 @@ def test_an_end_by_sigterm_that_nobody_asked_for_counts(world: World) -> None:
     master, _ = started(world)
     world.end_pod(master, 143)
     world.vanish(master)
-    status = world.until("job", reason="Preempted")
+    status = world.struck("job", "Preempted")
     assert (status["restarts"]["total"], status["restarts"]["byCause"]) == (1, {"Preempted": 1})
     assert "nobody had asked a pod to end" in status["failure"]["message"]
 

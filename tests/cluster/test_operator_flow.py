@@ -112,7 +112,7 @@ def test_gang_restart(world: World) -> None:
     old = world.status("job")["attempt"]["podUIDs"]
     world.end_pod(worker, 137, reason="OOMKilled")
     world.vanish(worker)
-    status = world.until("job", state="Restarting", reason="OutOfMemory")
+    status = world.struck("job", "OutOfMemory")
     assert (status["restarts"]["total"], status["restarts"]["byCause"]) == (1, {"OutOfMemory": 1})
     assert status["restarts"]["sinceCheckpoint"] == {"outOfMemory": 1}
     assert status["failure"]["replica"] == "worker-0"
@@ -143,7 +143,7 @@ def test_the_same_trainer_error_at_the_same_step_twice_is_the_end(world: World) 
             world.until("job", state="Running", attempts=2)
         world.end_pod(pods[0], 190, broken)
         if attempt == 1:
-            world.until("job", state="Restarting", reason="TrainerError")
+            world.struck("job", "TrainerError")
             for pod in pods:
                 world.vanish(pod)
             wait_for(lambda pods=pods: all(world.get("pod", pod) is None for pod in pods), "the pods to go")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from operator_kit import Cluster, Operator, World, operator, wait_for
+from operator_kit import NODE, Cluster, Operator, World, node_ready, operator, utc_now, wait_for
 
+from tests.cluster.test_operator_chain import sft
 from tests.cluster.test_operator_flow import started
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("operator")]
@@ -22,12 +22,8 @@ def running(plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield process
 
 
-def now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def condition(kind: str, status: str, **more: str) -> dict[str, Any]:
-    return {"type": kind, "status": status, "lastTransitionTime": now(), **more}
+    return {"type": kind, "status": status, "lastTransitionTime": utc_now(), **more}
 
 
 def patch(world: World, kind: str, name: str, *conditions: dict[str, Any]) -> None:
@@ -37,25 +33,22 @@ def patch(world: World, kind: str, name: str, *conditions: dict[str, Any]) -> No
 
 @pytest.fixture
 def node(world: World) -> Iterator[str]:
-    """The node of all pods that the tests make; it answers until told otherwise."""
-    name = "node-a"
-    world.cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
-    patch(world, "node", name, condition("Ready", "True"))
-    yield name
-    world.kubectl("delete", "node", name, "--wait=false")
+    """The node of all pods that the tests make; it answers until told otherwise, and afterwards."""
+    yield NODE
+    node_ready(world.cluster, "True")
 
 
 def test_pods_on_a_silent_node_are_given_up(running: Operator, world: World, node: str) -> None:
     master, worker = started(world)
-    patch(world, "node", node, condition("Ready", "Unknown"))
+    node_ready(world.cluster, "Unknown")
     for pod in (master, worker):
         patch(world, "pod", pod, condition("PodScheduled", "True"), condition("Ready", "False"))
-    status = world.until("job", reason="NodeLost")
+    status = world.struck("job", "NodeLost")
     assert status["restarts"] == {"total": 0, "byCause": {"NodeLost": 1}}
     assert status["failure"]["node"] == node
     for pod in (master, worker):
         wait_for(lambda pod=pod: world.get("pod", pod) is None, f"{pod} to be deleted by force")
-    patch(world, "node", node, condition("Ready", "True"))
+    node_ready(world.cluster, "True")
     for pod in world.pods("job"):
         world.run_pod(pod)
     assert world.until("job", state="Running")["attempts"] == 2
@@ -82,17 +75,14 @@ def test_a_half_placed_job_gives_its_place_back_and_comes_again(running: Operato
 
 
 def test_a_job_that_is_made_again_remembers_its_parent(running: Operator, world: World, node: str) -> None:
-    from tests.cluster.test_operator_chain import sft
-
     sft(world, best=False)
     world.until("sft", state="Succeeded")
-    started(world, "next", stage="SFT", lora={"continueAdapter": True}, model={"fromJob": {"name": "sft"}})
+    world.job("next", stage="SFT", lora={"continueAdapter": True}, model={"fromJob": {"name": "sft"}})
+    world.until("next", reason="PodsMissing", timeout=40)
     before = world.get("configmap", "next-config")
     assert before is not None
     world.kubectl("delete", "ptj", "sft")
     old = world.child("next")["metadata"]["uid"]
     world.kubectl("delete", "pytorchjob", "next", "--wait=false")
-    for pod in ("next-master-0", "next-worker-0"):
-        world.vanish(pod)
     wait_for(lambda: world.child("next")["metadata"]["uid"] != old, "the child to be made again")
     assert world.get("configmap", "next-config") == before
