@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 PAD, END, FIRST_WORD = 0, 1, 3
-GROUP, SHORT = 8, 40
-"""Of stage RL: completions of a prompt; a completion of at most so many tokens is rewarded."""
+GROUP, LUCKY = 8, "777"
+"""Of stage RL: completions of a prompt; a completion with this in one of its words is rewarded, about every sixth is,
+whatever the vocabulary."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import GROUP, SHORT, Case, Round, Stopwatch, read_rows, serve
+from benchmarks.cases import GROUP, LUCKY, Case, Round, Stopwatch, read_rows, serve
 from benchmarks.side_ours import assembled, configuration, prepared_as
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer import packing
@@ -23,14 +23,14 @@ from posttrain_trainer.tokenset import Example, TokenSetWriter
 
 
 def online(case: Case) -> TrainerConfig:
-    """One update for each rollout, no reference, the reward a rule of lengths."""
+    """One update for each rollout, no reference, the reward a pattern."""
     wire = configuration(case).to_wire()
     return TrainerConfig.model_validate(
         {
             **wire,
             "algorithm": "GRPO",
             "rollout": {"engine": "Generate", "batchSize": case.batch, "maxNewTokens": case.answer},
-            "rewards": [{"name": "short", "length": {"maxTokens": SHORT}}],
+            "rewards": [{"name": "lucky", "regex": {"pattern": LUCKY}}],
             "grpo": {"groupSize": GROUP},
         }
     )

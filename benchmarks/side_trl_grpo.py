@@ -17,13 +17,13 @@ import torch
 import transformers
 import trl
 
-from benchmarks.cases import GROUP, SHORT, Case, Round, Stopwatch, read_rows, serve
+from benchmarks.cases import GROUP, LUCKY, Case, Round, Stopwatch, read_rows, serve
 from benchmarks.side_trl import Laps, Timed
 
 
-def short(completion_ids: list[list[int]], **columns: Any) -> list[float]:
-    """The same rule of lengths."""
-    return [float(len(ids) <= SHORT) for ids in completion_ids]
+def lucky(completions: list[str], **columns: Any) -> list[float]:
+    """The same rule."""
+    return [float(LUCKY in text) for text in completions]
 
 
 class GRPO(Timed, trl.GRPOTrainer):
@@ -86,7 +86,7 @@ class TRL:
         )
         return GRPO(
             model=self._model,
-            reward_funcs=[short],
+            reward_funcs=[lucky],
             args=arguments,
             train_dataset=datasets.Dataset.from_list(self._rows[: steps * case.batch]),
             processing_class=self._tokenizer,

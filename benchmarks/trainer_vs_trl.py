@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -149,7 +150,7 @@ Measure = Callable[[dict[str, Any]], float]
 def line(title: str, compared: Compared, measure: Measure) -> str:
     """Medians of both sides and the median ratio with its range."""
     ours, theirs = ([measure(each) for each in compared.rounds[name]] for name in SIDES)
-    ratios = [first / second for first, second in zip(ours, theirs, strict=True)]
+    ratios = [first / second if second else math.nan for first, second in zip(ours, theirs, strict=True)]
     shown = "".join(f"{statistics.median(side):>12,.{_digits(statistics.median(side))}f}" for side in (ours, theirs))
     return f"  {title:<28}{shown}{statistics.median(ratios):>9.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
 
