@@ -10,22 +10,14 @@ from pathlib import Path
 from typing import Any
 
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
-POLICY = {
+GROUPS = ("posttrain.dev", "kubeflow.org", "trainer.kubeflow.org", "coordination.k8s.io")
+CORE = ("pods", "configmaps", "persistentvolumeclaims")
+WHAT: list[dict[str, Any]] = [*({"group": group} for group in GROUPS), {"group": "", "resources": list(CORE)}]
+POLICY: dict[str, Any] = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived", "ResponseStarted", "Panic"],
-    "rules": [
-        {
-            "level": "Metadata",
-            "verbs": list(WRITES),
-            "resources": [
-                {"group": group}
-                for group in ("posttrain.dev", "kubeflow.org", "trainer.kubeflow.org", "coordination.k8s.io")
-            ]
-            + [{"group": "", "resources": ["pods", "configmaps", "persistentvolumeclaims"]}],
-        },
-        {"level": "None"},
-    ],
+    "rules": [{"level": "Metadata", "verbs": list(WRITES), "resources": WHAT}, {"level": "None"}],
 }
 
 

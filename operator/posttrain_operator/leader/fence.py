@@ -44,14 +44,14 @@ class Fence:
         """For how many seconds a replica that led has not led any more; negative while it leads."""
         return self.clock() - self._until if self._until > -math.inf else -math.inf
 
-    def before(self, _write: Write) -> None:
+    def before(self, write: Write) -> None:
         """A gate of `cluster.writes`: Fenced where the write must not be sent."""
         if self._shut or self.clock() >= self._until:
             raise Fenced(0, "Fenced", "not sent: this replica does not lead")
         self._inside += 1
         self._empty.clear()
 
-    def after(self, _write: Write) -> None:
+    def after(self, write: Write) -> None:
         self._inside -= 1
         if not self._inside:
             self._empty.set()
