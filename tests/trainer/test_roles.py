@@ -21,6 +21,7 @@ from posttrain_trainer.prepared import write_manifest
 from posttrain_trainer.scorer import Scorer
 from posttrain_trainer.tokenset import TokenSet
 
+pytestmark = pytest.mark.timeout(900)  # on a busy machine; alone it is done in a minute
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["all-linear"]}
 CLIP = 0.5
 """Below the norm of both together, and above the policy's."""
