@@ -45,8 +45,8 @@ def start(spec: ClusterSpec, say: Callable[[str], None]) -> Cluster:
 
 
 def install(cluster: Cluster) -> None:
-    """The operator, by helm, as on any cluster; trainer.allowCPU because no node here has a GPU, one replica because all
-    nodes are one machine."""
+    """The operator, by helm, as on any cluster; trainer.allowCPU because no node here has a GPU, one replica because
+    all nodes are one machine."""
     cluster.helm(
         *("upgrade", "--install", RELEASE, str(CHART), "--namespace", OPERATOR_NAMESPACE, "--create-namespace"),
         *("--set", "trainer.allowCPU=true", "--set", "replicas=1"),
