@@ -36,9 +36,7 @@ def install_trainjob(cluster: Cluster) -> None:
     cluster.kubectl("wait", "--for=condition=Established", "crd/trainjobs.trainer.kubeflow.org", check=False)
 
 
-def test_a_kind_that_comes_later_starts_the_jobs_that_wait_for_it(
-    server: Cluster, home: World, tmp_path: Path
-) -> None:
+def test_a_kind_that_comes_later_starts_the_jobs_that_wait_for_it(server: Cluster, home: World, tmp_path: Path) -> None:
     with operator(server, tmp_path) as first:
         home.job("waits", backend="TrainJob")
         status = home.until("waits", reason="BackendMissing")
@@ -92,4 +90,5 @@ def test_a_trainjob_of_somebody_else_is_left_alone(server: Cluster, home: World,
         status = home.until("taken", reason="NameConflict")
         assert "a TrainJob named taken exists and is not this job's" in status["message"]
         found = home.get("trainjob", "taken")
-        assert found is not None and found["spec"]["runtimeRef"]["name"] == "torch-distributed"
+        assert found is not None
+        assert found["spec"]["runtimeRef"]["name"] == "torch-distributed"
