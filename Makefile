@@ -166,7 +166,7 @@ bench-trainer: env ## tokens per second and memory beside TRL's trainers (BENCH_
 bench-operator: env binaries ## 100, 1,000 and 10,000 jobs in a real API server, half an hour (BENCH_ARGS="--quick" or --help for more)
 	$(PY) -m benchmarks.operator_bench $(BENCH_ARGS) </dev/null
 
-learn: env .build/plot/.stamp ## SFT and DPO on GSM8K on this CPU, with curves: GSM8K=folder of the published files
+learn: env .build/plot/.stamp ## SFT, DPO and GRPO on GSM8K on this CPU, with curves: GSM8K=folder of the published files
 	@test -n "$(GSM8K)" || { echo "make learn: write GSM8K=<folder with train.jsonl and example_model_solutions.jsonl>"; exit 1; }
 	$(PY) -m benchmarks.gsm8k.data --source "$(GSM8K)" --out .build/learn/volumes/gsm8k
 	$(VENV)/bin/posttrain run --workdir .build/learn benchmarks/gsm8k/jobs.yaml </dev/null
