@@ -31,9 +31,10 @@ PATIENCE = 90.0
 NOT_OF_A_JOB = ("leases", "secrets", "tokenreviews")
 _POINT = re.compile(r"failpoint (\w+ (\S+)(?: \S+)?#\d+:(?:before|after))")
 _MOMENTS = frozenset(
-    {"lastTransitionTime", "startTime", "completionTime", "duration", "usage", "notBefore", "podUIDs", "uid", "time"}
+    {"lastTransitionTime", "startTime", "endTime", "completionTime", "duration", "usage", "podUIDs", "uid", "time"}
+    | {"notBefore", "pauseSeconds"}
 )
-"""Fields that are another time's, or another life's."""
+"""Fields that are another time's, or another life's. Whether a restart pauses depends on how long the pods had run."""
 
 
 @dataclass
