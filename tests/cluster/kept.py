@@ -68,10 +68,10 @@ def allow_any_lease(cluster: Cluster) -> None:
     where = {"name": "any-lease", "namespace": SYSTEM}
     api = "rbac.authorization.k8s.io"
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": SYSTEM}
-    reference = {"apiGroup": api, "kind": "Role", "name": "any-lease"}
+    binding = {"subjects": [account], "roleRef": {"apiGroup": api, "kind": "Role", "name": "any-lease"}}
     cluster.apply(
         {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": where, "rules": [role]},
-        {"apiVersion": f"{api}/v1", "kind": "RoleBinding", "metadata": where, "subjects": [account], "roleRef": reference},
+        {"apiVersion": f"{api}/v1", "kind": "RoleBinding", "metadata": where, **binding},
     )
 
 

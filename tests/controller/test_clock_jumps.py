@@ -20,7 +20,9 @@ NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 def test_a_pause_is_kept_to_its_end(paused: float, drawn: float, passed: float) -> None:
     status = {"restarts": pauses._written(paused, paused * drawn, NOW)}
     rest = pauses.remaining(status, NOW + timedelta(seconds=passed))
-    assert rest == pytest.approx(max(0.0, (clock.parse(status["restarts"]["notBefore"]) - NOW).total_seconds() - passed))  # type: ignore[operator]
+    end = clock.parse(status["restarts"]["notBefore"])
+    assert end is not None
+    assert rest == pytest.approx(max(0.0, (end - NOW).total_seconds() - passed))
 
 
 @given(back=st.floats(3600, 1e7))
