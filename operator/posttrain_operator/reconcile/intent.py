@@ -99,8 +99,8 @@ def _planned(job: Job, family: Family, settings: PlanSettings) -> Intent:
         plan = build_plan(job, settings, parents)
     except PlanError as error:
         return _refused(error)
-    model, kind = job.spec.model.from_job, job.spec.backend
-    kind = settings.backend if kind in (None, "Auto") else kind
+    model, said = job.spec.model.from_job, job.spec.backend or "Auto"
+    kind = settings.backend if said == "Auto" else said
     refusal = backend(kind).refusal(plan)
     if refusal:
         return Intent(failure=Reason.INVALID_SPEC, message=refusal)
