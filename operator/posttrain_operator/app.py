@@ -67,7 +67,7 @@ class Connections:
 
 
 class Parts:
-    """Everything that lives as long as the process. `cluster` writes only while this replica leads, `reports` always."""
+    """Everything that lives as long as the process. `cluster` writes while this replica leads, `reports` always."""
 
     def __init__(self, settings: Settings, connections: Connections) -> None:
         timing, connection = settings.timing, connections.work
