@@ -15,7 +15,7 @@ LONG = {"maxSteps": 100000, "batchSize": 32}
 @pytest.fixture(scope="module")
 def submitted(bench: Bench) -> Bench:
     """Everything that waits for something, and everything that ends by the clock."""
-    bench.claim("small", size_limit="1Mi")
+    bench.claim("small", size_limit="768Ki")  # one checkpoint and no second: for that the first must not go
     bench.apply(
         job("no-claim", storage={"claimName": "later"}),
         job("no-data-claim", data={"train": [{"uri": "pvc://nowhere/text.jsonl"}]}),

@@ -246,19 +246,31 @@ def test_every_seconds_saves_without_every_steps(tmp_path: Path) -> None:
     assert _steps(tmp_path) == [3, 2]
 
 
-def test_full_storage_keeps_the_older_checkpoints(tmp_path: Path) -> None:
-    """A tmpfs that takes two checkpoints (about 320 KB each) and no third."""
+def _on_small_storage(tmp_path: Path, size: str) -> dict[str, Any]:
     _job(tmp_path, checkpoint__keep_last=5)
     result = tmp_path / "found.json"
     env = {"POSTTRAIN_CONFIG": str(tmp_path / "config.json"), "POSTTRAIN_ATTEMPT": "1"}
-    run_ranks(call, ("on_small_storage", "800k", str(result)), 1, tmp_path / "logs", **env)
-    found = json.loads(result.read_text())
+    run_ranks(call, ("on_small_storage", size, str(result)), 1, tmp_path / "logs", **env)
+    found: dict[str, Any] = json.loads(result.read_text())
     if "skipped" in found:
         pytest.skip(found["skipped"])
+    return found
+
+
+def test_full_storage_keeps_the_older_checkpoints(tmp_path: Path) -> None:
+    """A tmpfs that takes one checkpoint (about 320 KB) and no second."""
+    found = _on_small_storage(tmp_path, "480k")
     assert found["reason"] == "StorageFull"
-    assert found["whole"] == ["step-000004", "step-000002"]
-    assert not [name for name in found["names"] if "tmp" in name or "000006" in name]
+    assert found["whole"] == ["step-000002"]
+    assert not [name for name in found["names"] if "tmp" in name or "000004" in name]
     assert "checkpoint.keepLast" in found["message"]
+
+
+def test_a_storage_that_takes_two_has_room_for_the_newest(tmp_path: Path) -> None:
+    """And no third: the oldest goes before the next is written."""
+    found = _on_small_storage(tmp_path, "800k")
+    assert found["reason"] is None
+    assert found["whole"] == ["step-000006", "step-000004"]
 
 
 @pytest.mark.parametrize(("ranks", "zero"), [(1, 0), (2, 0), (2, 2), (1, 3)])
