@@ -281,4 +281,3 @@ def kubeconfig_through(proxy: Proxy, cluster: Cluster, folder: Path) -> Path:
     config["clusters"][0]["cluster"] = {"server": proxy.url}
     path.write_text(json.dumps(config))
     return path
-

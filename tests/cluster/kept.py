@@ -84,4 +84,3 @@ def kept(kubeconfig: Path, folder: Path, *environs: dict[str, str]) -> Iterator[
         yield running
     finally:
         running.stop()
-

@@ -215,7 +215,7 @@ class World:
         wait_for(lambda: (self.status(name).get("failure") or {}).get("reason") == reason, f"{name}: {reason}")
         return self.status(name)
 
-    def resumed(self, name: str) -> None:
+    def resumed(self, name: str, timeout: float = 20) -> None:
         """Waits for the end of the pause that the job's last restart has asked for, if any."""
 
         def over() -> bool:
@@ -223,7 +223,7 @@ class World:
             now = utc_now()
             return end <= now and not self.child(name)["spec"]["runPolicy"]["suspend"]
 
-        wait_for(over, f"the pause of {name} to end")
+        wait_for(over, f"the pause of {name} to end", timeout)
 
     # The training-operator's hands.
 

@@ -98,7 +98,7 @@ class Team:
         wait_for(self._is_condemned, "the other pod to be deleted", PATIENCE)
         self.world.vanish(self.lost_master)
         wait_for(lambda: self.world.get("pod", self.lost_master) is None, "the master to go")
-        self.world.resumed("loses")
+        self.world.resumed("loses", PATIENCE)
         for pod in self.world.pods("loses"):
             self.world.run_pod(pod)
         status = self.world.until("loses", PATIENCE, state="Running")

@@ -101,7 +101,7 @@ class Liver:
         for pod in (master, worker):  # one that has ended is the training-operator's to remove
             self.world.vanish(pod)
         self._gone()
-        self.world.resumed("job")
+        self.world.resumed("job", PATIENCE)
 
     def _condemned(self, pod: str) -> bool:
         found = self.world.get("pod", pod)

@@ -143,15 +143,18 @@ class ProgressWriter:
             return 0.0
         now = self._now()
         if entry.retry_at is not None:
-            return min(self._timing.retry_most, (entry.retry_at - now).total_seconds())
+            rest = (entry.retry_at - now).total_seconds()
+            return rest if rest <= self._timing.retry_most else 0.0  # the clock was set back meanwhile
         job = self._known(key)
         before = self._previous(job, entry)
         written_at = progress.parse_time((before or {}).get("lastUpdateTime"))
         after = _next(job, entry, before, entry.pending)
         if before is None or written_at is None:
             return 0.0
-        interval = self._interval(before, after, None if job is None else job.stall_seconds)
-        return min(interval, interval - (now - written_at).total_seconds())  # a clock set back makes nobody wait
+        age = (now - written_at).total_seconds()
+        if age < -_SKEW:  # the clock was set back meanwhile: nobody waits for it to catch up
+            return 0.0
+        return self._interval(before, after, None if job is None else job.stall_seconds) - age
 
     def _interval(self, before: Mapping[str, Any], after: Mapping[str, Any], stall: int | None) -> float:
         hangs = stall is not None and progress.idle_seconds(before) < stall <= progress.idle_seconds(after)
