@@ -85,7 +85,7 @@ def test_a_draw_depends_on_seed_and_index_alone(monkeypatch: pytest.MonkeyPatch)
     order = list(range(19, -1, -1))
     backwards, _ = draw(logits[order], order, [indices[number] for number in order], Sampling(1))
     assert backwards.tolist() == together.tolist()[::-1]
-    monkeypatch.setattr(sampling_module, "TILE", 700)  # two rows at a time
+    monkeypatch.setattr(sampling_module, "TILE", {"cpu": 700})  # two rows at a time
     tiled = draw(logits, seeds, indices, Sampling(1))
     assert tiled[0].equal(together)
     assert tiled[1].equal(logp)

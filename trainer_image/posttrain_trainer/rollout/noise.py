@@ -32,18 +32,18 @@ def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
     """Standard Gumbel numbers, fp32 [n, v]. keys int64 [n], tokens int64 [n, v] or [v]: argmax(log p + gumbel) is a
     draw from p (Gumbel 1954), and rarely another one where p differs in its last digits."""
     x = keys[:, None] + (tokens + 1) * _STEP
-    x = (x ^ _shifted(x, 30)) * _FIRST
-    x = (x ^ _shifted(x, 27)) * _SECOND
-    x = x ^ _shifted(x, 31)
+    x.bitwise_xor_(_shifted(x, 30)).mul_(_FIRST)
+    x.bitwise_xor_(_shifted(x, 27)).mul_(_SECOND)
+    x.bitwise_xor_(_shifted(x, 31)).bitwise_and_(2**63 - 1)
     # Uniform with all its digits near 0, which is where the winner's exponential number lies.
-    uniform = (x & (2**63 - 1)).float().mul_(2.0**-63).clamp_(min=2.0**-64)
+    uniform = x.float().mul_(2.0**-63).clamp_(min=2.0**-64)
     exponential = uniform.neg_().log1p_().neg_().clamp_(max=_LAST)
     return exponential.log_().neg_()
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
     """Logical shift to the right; torch's own repeats the sign."""
-    return (x >> by) & ((1 << (64 - by)) - 1)
+    return (x >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _signed(value: int) -> int:
