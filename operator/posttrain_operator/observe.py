@@ -213,5 +213,5 @@ def unready_since(node: Mapping[str, Any] | None) -> tuple[bool, str | None]:
     if node is None:
         return True, None
     metadata, conditions = node.get("metadata") or {}, (node.get("status") or {}).get("conditions") or ()
-    ready = next((c for c in conditions if c.get("type") == "Ready"), {})
+    ready: Mapping[str, Any] = next((c for c in conditions if c.get("type") == "Ready"), {})
     return ready.get("status") != "True", ready.get("lastTransitionTime") or metadata.get("creationTimestamp")
