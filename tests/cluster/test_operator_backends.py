@@ -11,7 +11,7 @@ from operator_kit import World, operator, prepare, uid_of, wait_for
 from devcluster import binaries
 from devcluster.testing import Cluster, control_plane
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("operator-backends")]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.xdist_group("operator-backends")]
 CHANGED = 3
 """The operator's exit code where the kinds have changed: its pod is started again."""
 

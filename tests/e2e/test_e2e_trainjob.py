@@ -21,7 +21,7 @@ from e2e_kit import PAIRS, Bench, condition, restarts, step
 
 from devcluster.testing import Cluster, full_cluster
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-trainjob")]
+pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.xdist_group("e2e-trainjob")]
 PATIENCE = 600
 
 
