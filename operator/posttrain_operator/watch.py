@@ -172,7 +172,7 @@ def watch_settings(timing: Timing) -> kopf.OperatorSettings:
     settings.networking.error_backoffs = CappedJitter(timing.brake, 2, timing.brake_limit)
     settings.networking.enforce_retry_after = True
     settings.execution.max_workers = 2
-    settings.process.ultimate_exiting_timeout = 25
+    settings.process.ultimate_exiting_timeout = 5  # a watcher of a kopf that has failed may wait for ever: it is killed
     for kind, selector in SELECTORS.items():
         if selector:
             settings.watching.label_selectors[kind.group, kind.version, kind.plural] = selector

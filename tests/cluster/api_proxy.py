@@ -168,7 +168,8 @@ class Proxy:
             await self._end(stream)
 
     async def _end(self, stream: _Stream) -> None:
-        """Ends a watch; the fault says how."""
+        """Ends a watch; the fault says how. Nothing is passed on behind what it says."""
+        stream.dead = True
         with contextlib.suppress(ConnectionError, RuntimeError):  # it is gone already
             if error := _ERRORS.get(self._mode):
                 await stream.response.write(error)
