@@ -100,3 +100,12 @@ def test_a_fall_to_an_older_checkpoint_is_told_once() -> None:
     assert _resume(cluster, 4, why) == []
     assert _resume(cluster, 8, None) == []
     assert "refused" not in cluster.status["checkpoints"]["last"]
+
+
+def test_another_write_does_not_tell_it_again() -> None:
+    cluster = running_cluster()
+    assert _resume(cluster, 4, "a file is missing") == [("Warning", "CheckpointRefused")]
+    cluster.edit(suspend=True)
+    passes = [cluster.step() for _ in range(3)]
+    assert any(actions.status is not None for actions in passes)
+    assert "CheckpointRefused" not in [event.reason for actions in passes for event in actions.events]

@@ -278,7 +278,7 @@ def test_storage_full(tmp_path: Path, model: Path) -> None:
 def test_storage_read_only(tmp_path: Path, model: Path) -> None:
     config = sft(tmp_path, model, pairs(3))
     done, end = _in_a_sandbox(config, "--ro-bind", config.run_dir, config.run_dir)
-    assert done.returncode == 51, done.stderr
+    assert done.returncode == 52, done.stderr
     assert config.run_dir in end["message"]
     assert "Read-only" in end["message"]
 
