@@ -157,7 +157,10 @@ class Executor:
         self._cache.put_child(child_record(patched))
 
     async def _delete(self, key: Key, deletion: Delete) -> None:
-        how = Deletion(deletion.uid, deletion.grace_seconds)
+        uid = deletion.uid or await self._own(key, deletion)
+        if uid is None:
+            return
+        how = Deletion(uid, deletion.grace_seconds)
         try:
             await self._cluster.delete(_KINDS[deletion.kind], key.namespace, deletion.name, how)
         except Conflict:
@@ -165,6 +168,14 @@ class Executor:
             log.debug("%s/%s: %s %s has another uid", *key, deletion.kind, deletion.name)
         if deletion.kind is Object.CONFIG_MAP:
             self._findings.config.drop(key)
+
+    async def _own(self, key: Key, deletion: Delete) -> str | None:
+        """The uid of what has this name, if it is the job's: somebody else's object of the name is left alone."""
+        found = await self._cluster.get(_KINDS[deletion.kind], key.namespace, deletion.name)
+        job = self._cache.jobs.get(key)
+        if found is None or job is None or controller_uid(found["metadata"]) != job.uid:
+            return None
+        return str(found["metadata"]["uid"])
 
     async def _write_status(self, job: JobRecord, status: Mapping[str, Any]) -> JobRecord:
         namespace, name = job.key

@@ -124,6 +124,12 @@ def _beside(node: str, path: str, put: Any) -> tuple[Refused, ...]:
 
 
 REFUSED_ONLINE: tuple[Refused, ...] = (
+    Refused(
+        "dual clip within the clip",
+        {**RL, "spec.grpo": {"dualClip": 1.3, "clipHigh": 0.3}},
+        "spec.grpo.dualClip",
+        "more than 1 + clipHigh",
+    ),
     Refused("no rewards", {"spec.stage": "RL"}, "spec.rewards", "is required in stage RL"),
     *(
         Refused(f"{field} in sft", {f"spec.{field}": value}, f"spec.{field}", _RL_ONLY)

@@ -144,23 +144,43 @@ def struck(arena: Bench, stage: str, fault: Fault, report: list[dict[str, Any]])
     hit = fault_kit.in_the_middle(arena, name, stage)
     begun = time.monotonic()
     fault.strike(hit)
+    at = last_step(hit, "small" if stage_claim(fault) else "runs")
     status = arena.finished(name, PATIENCE)
-    failure = status.get("failure", {})
+    causes = status.get("restarts", {}).get("byCause", {})
     report.append(
         {
             "stage": "GRPO" if stage == "RL" else stage,
             "fault": fault.name,
             "state": status["state"],
-            "reason": failure.get("reason"),
+            "reason": status.get("failure", {}).get("reason") or next(iter(causes), None),
             "attempts": status.get("attempts"),
-            "restarts": status.get("restarts", {}).get("byCause", {}),
-            "at": max(int(failure.get("step") or 0), fault_kit.step(hit.before)),
+            "restarts": causes,
+            "at": at,
             "from": fault_kit.resumed_at(arena, name) if status["state"] == "Succeeded" else None,
             "saved": fault_kit.last_saved(status),
             "seconds": round(time.monotonic() - begun),
         }
     )
     return status
+
+
+def stage_claim(fault: Fault) -> bool:
+    """Whether the job has the small claim."""
+    return "storage" in (fault.spec or {})
+
+
+def last_step(hit: Hit, claim: str) -> int:
+    """The last step that the struck attempt wrote a line for: read until the next attempt, or the end."""
+    path, found = hit.bench.run_folder(hit.name, claim) / "metrics.jsonl", 0
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        status = hit.bench.status(hit.name)
+        if status.get("attempt", {}).get("number", 1) > 1 or status["state"] in ("Succeeded", "Failed"):
+            break
+        written = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        found = max([found, *(int(line["step"]) for line in written)])
+        time.sleep(0.3)
+    return found
 
 
 @pytest.mark.parametrize(("stage", "fault"), cases(GONE_ON))
@@ -188,6 +208,6 @@ def test_it_ends_as_failed_and_keeps_what_was_saved(
     assert (status["state"], status["reason"]) == ("Failed", fault.reason), arena.story(name)
     assert status.get("restarts", {}).get("total", 0) == fault.counted, arena.story(name)
     saved = fault_kit.last_saved(status)
-    claim = "small" if fault.spec else "runs"
+    claim = "small" if stage_claim(fault) else "runs"
     assert saved >= fault_kit.EVERY[stage]
     assert (arena.run_folder(name, claim) / "checkpoints" / f"step-{saved:06d}").is_dir()

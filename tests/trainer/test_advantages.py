@@ -241,6 +241,12 @@ def test_adaptive_kl(found: float, factor: float) -> None:
     assert adapted(0.05, found, 256, AdaptiveKL(target=6.0)) == pytest.approx(0.05 * factor, rel=1e-12)
 
 
+def test_adaptive_kl_moves_by_a_fifth_at_most() -> None:
+    settings = AdaptiveKL(target=6.0, horizon=100)
+    assert adapted(0.05, -1.0, 512, settings) == pytest.approx(0.05 * 0.8, rel=1e-12)
+    assert adapted(0.05, 60.0, 512, settings) == pytest.approx(0.05 * 1.2, rel=1e-12)
+
+
 def test_overlong_penalty() -> None:
     """At most 10, a buffer of 4."""
     found = overlong(np.array([1, 6, 7, 8, 10]), 10, OverlongPenalty(buffer_tokens=4, factor=2.0))

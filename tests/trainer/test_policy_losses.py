@@ -13,7 +13,17 @@ from torch import Tensor
 from posttrain_trainer.aggregation import Aggregation, means
 from posttrain_trainer.kl import ESTIMATORS, k1, k2, k3
 from posttrain_trainer.microbatch import MicroBatch, collate, dummy
-from posttrain_trainer.policy_losses import Clip, above, below, clipped, truncated, value_clipped, value_loss, within
+from posttrain_trainer.policy_losses import (
+    Clip,
+    above,
+    below,
+    clipped,
+    ratio_of,
+    truncated,
+    value_clipped,
+    value_loss,
+    within,
+)
 from posttrain_trainer.tokenset import Example, TrainingRow
 
 PLAIN, DUAL = Clip(0.2, 0.3), Clip(0.2, 0.3, 3.0)
@@ -168,3 +178,15 @@ def test_means_by_sequence() -> None:
     each = torch.tensor([1.0, 3.0, 5.0, 2.0, 4.0, 6.0])
     found = means(each, _micro(2, 1, 3), torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0]))
     assert found.tolist() == [1.0, 0.0, 3.0]
+
+
+def test_a_ratio_that_would_overflow_teaches_nothing() -> None:
+    difference = torch.tensor([100.0, 100.0, -100.0, 0.5], requires_grad=True)
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    loss = clipped(ratio_of(difference), advantage, Clip(0.2, 0.2))
+    assert bool(torch.isfinite(loss).all())
+    loss.sum().backward()
+    assert difference.grad is not None
+    assert difference.grad[:3].tolist() == [0.0, 0.0, 0.0]
+    assert float(difference.grad[3]) == pytest.approx(math.exp(0.5), rel=1e-6)
+    assert within(torch.tensor([100.0])).tolist() == [0.0]

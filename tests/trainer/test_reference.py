@@ -26,6 +26,7 @@ from trainer_kit import (
     succeed,
 )
 
+from posttrain_api.names import CHECKPOINTS_DIR, COMMITTED_FILE
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.dropout import without_dropout
 
@@ -51,6 +52,12 @@ def _job(run_dir: Path, ranks: int = 1, **changes: Any) -> TrainerConfig:
     return config
 
 
+def begin_anew(run_dir: Path) -> None:
+    """Forgets what was trained, and that it was saved."""
+    shutil.rmtree(run_dir / CHECKPOINTS_DIR)
+    (run_dir / COMMITTED_FILE).unlink(missing_ok=True)
+
+
 def _caches(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "prepared").glob("*/reference-*.npy"))
 
@@ -64,8 +71,8 @@ def test_the_cache_is_written_once_and_read_again(tmp_path: Path) -> None:
     assert all(np.isfinite(np.load(path)).all() and np.load(path).dtype == np.float32 for path in caches)
     before = exported(config)
     stamps = [path.stat().st_mtime_ns for path in caches]
-    for folder in ("checkpoints", "output"):
-        shutil.rmtree(tmp_path / folder)
+    shutil.rmtree(tmp_path / "output")
+    begin_anew(tmp_path)
     succeed(config, ranks=2, attempt=2)
     assert exported(config) == before
     assert [path.stat().st_mtime_ns for path in _caches(tmp_path)] == stamps
@@ -77,7 +84,7 @@ def test_a_torn_cache_is_made_anew(tmp_path: Path) -> None:
     before = exported(config)
     for path in _caches(tmp_path):
         path.write_bytes(path.read_bytes()[:-9])
-    shutil.rmtree(tmp_path / "checkpoints")
+    begin_anew(tmp_path)
     succeed(config, attempt=2)
     assert exported(config) == before
     assert [np.load(path).shape for path in _caches(tmp_path)] == [(4, 2), (9, 2)]
@@ -88,7 +95,7 @@ def test_the_cache_of_another_model_is_not_used(tmp_path: Path) -> None:
     config = _job(tmp_path, preference__cache_reference=True)
     succeed(config)
     shutil.rmtree(tmp_path / "model")
-    shutil.rmtree(tmp_path / "checkpoints")
+    begin_anew(tmp_path)
     make_model(tmp_path / "model", Shape(), seed=9)
     prepare(config, TRAIN, HELD_OUT)
     succeed(config, attempt=2)
@@ -103,7 +110,7 @@ def test_a_wrong_reference_is_seen_in_the_first_step(tmp_path: Path) -> None:
         values = np.load(path)
         values[:, 0] += 0.5
         np.save(path, values)
-    shutil.rmtree(tmp_path / "checkpoints")
+    begin_anew(tmp_path)
     (end,) = run_worker(config, attempt=2)
     assert end["reason"] == "ModelIncompatible"
     assert "must be 0.693147" in end["message"]

@@ -140,13 +140,13 @@ def explained_variance(returns: Numbers, values: Numbers) -> float:
 
 
 def adapted(coefficient: float, found: float, samples: int, settings: AdaptiveKL) -> float:
-    """The KL coefficient after a rollout of `samples` whose KL per sample was `found`: β·(1 + e·samples/horizon), e =
-    clip(found/target − 1, ±0.2).
+    """The KL coefficient after a rollout of `samples` whose KL per sample was `found`: β·(1 + e·min(samples/horizon,
+    1)), e = clip(found/target − 1, ±0.2). Without the 1, a rollout of more than five horizons would make β negative.
 
     Ziegler et al. 2019 (arXiv:1909.08593), §2.2, whose K_β is samples/horizon in their code.
     """
     error = min(max(found / settings.target - 1, -LARGEST_ERROR), LARGEST_ERROR)
-    return coefficient * (1 + error * samples / settings.horizon)
+    return coefficient * (1 + error * min(samples / settings.horizon, 1.0))
 
 
 def overlong(sizes: NDArray[np.int64], most: int, penalty: OverlongPenalty) -> Numbers:

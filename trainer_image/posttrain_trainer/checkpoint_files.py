@@ -91,11 +91,11 @@ def good_step(root: Path) -> int | None:
 
 
 def read_committed(folder: Path) -> Committed | None:
-    """The folder with its manifest; None where there is none, or one cut by a crash of a storage without atomic
-    rename."""
+    """The folder with its manifest; None where there is none, one cut by a crash of a storage without atomic rename, or
+    one that the storage cannot read any more: an older checkpoint is better than none."""
     try:
-        return Committed(folder, Manifest.model_validate_json((folder / MANIFEST).read_text()))
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return Committed(folder, Manifest.model_validate_json((folder / MANIFEST).read_bytes()))
+    except (OSError, ValidationError):
         return None
 
 
@@ -118,13 +118,21 @@ def damaged(entry: Committed, names: Iterable[str]) -> str | None:
     """The first of these files that is not what the manifest says, in words; None where all are whole."""
     for name in names:
         expected, path = entry.manifest.files[name], entry.folder / name
-        size = path.stat().st_size if path.exists() else None
-        if size != expected.size:
-            return f"{path}: {'missing' if size is None else f'{size} bytes'}, the manifest says {expected.size} bytes"
-        digest = file_digest(path)
-        if digest != expected.sha256:
-            return f"{path}: {digest}, the manifest says {expected.sha256}"
+        try:
+            found = _differs(path, expected)
+        except OSError as error:
+            found = f"cannot be read: {error.strerror}"
+        if found:
+            return f"{path}: {found}"
     return None
+
+
+def _differs(path: Path, expected: FileEntry) -> str | None:
+    size = path.stat().st_size if path.exists() else None
+    if size != expected.size:
+        return f"{'missing' if size is None else f'{size} bytes'}, the manifest says {expected.size} bytes"
+    digest = file_digest(path)
+    return None if digest == expected.sha256 else f"{digest}, the manifest says {expected.sha256}"
 
 
 def commit(temporary: Path, final: Path, manifest: Manifest) -> None:

@@ -17,6 +17,7 @@ framework secretly brings you off-policy training", truncate at 2."""
 ICEPOP_LEAST, ICEPOP_MOST = 0.5, 5.0
 """α and β of IcePop (Ling Team 2025, arXiv:2510.18855) as OpenRLHF has them. TRL's `token_mask` has no lower bound of
 its own."""
+LARGEST_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Clip:
     low: float
     high: float
     dual: float | None = None
+
+
+def ratio_of(difference: Tensor) -> Tensor:
+    """ρ = exp(log π − log π_old), with the logarithm kept within ±LARGEST_LOG_RATIO, as OpenRLHF does: beyond 88 exp is
+    infinite in fp32, and infinity times 0, which is what a clipped token's gradient is, is no number."""
+    return difference.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
 
 
 def clipped(ratio: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
@@ -72,5 +79,5 @@ def truncated(difference: Tensor) -> Tensor:
 
 def within(difference: Tensor) -> Tensor:
     """IcePop: exp(d), and 0 outside [ICEPOP_LEAST, ICEPOP_MOST]: such a token teaches nothing."""
-    weight = difference.exp()
+    weight = ratio_of(difference)
     return weight * ((weight >= ICEPOP_LEAST) & (weight <= ICEPOP_MOST))

@@ -11,6 +11,7 @@ from posttrain_api.rules.types import Rule, cel_has, excludes, get, has, needs, 
 
 ONLINE = ("GRPO", "PPO", "RLOO")
 MAX_NEW_TOKENS = 512
+CLIP_HIGH = 0.2
 BATCH_SIZE = 32
 """Prompts per optimizer step of stage RL."""
 
@@ -60,6 +61,16 @@ def _buffer_fits(spec: Any) -> bool:
     buffer = whole(spec, "grpo.overlongPenalty.bufferTokens", 0)
     answer = whole(spec, "rollout.maxNewTokens", MAX_NEW_TOKENS)
     return not buffer or not answer or buffer <= answer
+
+
+def _dual_fits(grpo: Any) -> bool:
+    dual = get(grpo, "dualClip")
+    high = get(grpo, "clipHigh") if has(grpo, "clipHigh") else CLIP_HIGH
+    return not (_number(dual) and _number(high)) or dual > 1 + high
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _no_kl(spec: Any) -> bool:
@@ -167,6 +178,13 @@ GRPO_RULES: tuple[Rule, ...] = (
             ("means nothing with scaleRewards: None", "remove it: the advantage is divided by nothing"),
         )
         for name in ("stdDdof", "stdEpsilon")
+    ),
+    needs(
+        "spec.grpo",
+        ".dualClip",
+        f"!has(self.dualClip) || self.dualClip > 1.0 + (has(self.clipHigh) ? self.clipHigh : {CLIP_HIGH})",
+        _dual_fits,
+        (f"must be more than 1 + clipHigh ({CLIP_HIGH} unless said)", "choose more, e.g. 3, or a smaller clipHigh"),
     ),
     needs(
         "spec",

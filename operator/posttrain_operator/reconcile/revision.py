@@ -38,7 +38,8 @@ def revising(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
     if end is not None:
         return end.having(usage=accounting.closing(job, now, lost=False))
     message = f"attempt {view.attempts} begins: {cause.told}"
-    restarts = {**job.status["restarts"], **budgets.counted(before, cause)}
+    kept = {key: value for key, value in job.status["restarts"].items() if key != "sinceCheckpoint"}
+    restarts = {**kept, **budgets.counted(before, cause)}
     verdict = starting("Restarting", cause.reason, message).having(restarts=restarts, failure=dict(cause.failure))
     return verdict.telling(Event("Warning", cause.reason, f"the cause of the restart: {cause.told}")).after(0)
 

@@ -32,10 +32,11 @@ def suspension(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     assert child is not None
     if job.suspend:
         return _suspend(job, child, view, now)
-    wait = pauses.remaining(job.status, now)
+    # A pause is before an attempt: one that has begun is not stopped for it, whatever another machine's clock says.
+    wait = pauses.remaining(job.status, now) if view.closed else 0.0
     if wait > 0:
         return _hold(job, seen, view, now).after(wait)
-    return _resume(job, child, view) if child.suspended else None
+    return _resume(job, child, view, now) if child.suspended else None
 
 
 def _suspend(job: JobFacts, child: ChildRecord, view: AttemptView, now: datetime) -> Verdict:
@@ -73,10 +74,13 @@ def _waiting(job: JobFacts, view: AttemptView) -> Verdict:
     return starting("Restarting", str(cause.get("reason", "Restarting")), message)
 
 
-def _resume(job: JobFacts, child: ChildRecord, view: AttemptView) -> Verdict:
-    """The next attempt is decided on with the patch; a crash between them costs nothing, its pods are all new."""
+def _resume(job: JobFacts, child: ChildRecord, view: AttemptView, now: datetime) -> Verdict:
+    """The next attempt is decided on with the patch; a crash between them costs nothing, its pods are all new. Where
+    the suspension was taken back before the last pod had gone, the old attempt's time is not yet added."""
     verdict = starting("Restarting" if view.number else "Pending", "Resuming", "the pods are being made again")
     if view.live:
         state = "Restarting" if view.closed else "Suspended"
         return starting(state, "Resuming", f"waits for {len(view.live)} old pod(s) to go")
+    if view.number and not view.closed:
+        verdict = verdict.having(usage=accounting.closing(job, now, lost=False))
     return verdict.having(attempts=max(1, view.number + 1)).doing(patch=(set_suspend(child, False),))

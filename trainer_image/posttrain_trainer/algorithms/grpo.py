@@ -22,7 +22,7 @@ from posttrain_trainer.experience import OLD, REFERENCE, ROLLOUT, Experience, Fl
 from posttrain_trainer.kl import k3
 from posttrain_trainer.losses import Scores
 from posttrain_trainer.microbatch import MicroBatch
-from posttrain_trainer.policy_losses import Clip, above, below, clipped, truncated, within
+from posttrain_trainer.policy_losses import Clip, above, below, clipped, ratio_of, truncated, within
 
 POLICY, KL = "policy", "kl_penalty"  # `kl` is what is measured: names of terms and measures are not the same
 KEPT, CORRECTION = "kept", "correction"
@@ -107,7 +107,7 @@ class GRPO:
         difference = (logp - micro.each.get(OLD, logp.detach())) * counted
         if self._settings.importance_level == "Sequence":
             difference = means(difference, micro, counted)[micro.sequence]
-        return difference.exp()
+        return ratio_of(difference)
 
     def _correction(self, experience: Experience) -> Floats:
         difference = torch.from_numpy(experience.each[OLD] - experience.each[ROLLOUT])

@@ -19,7 +19,7 @@ from posttrain_trainer.experience import OLD, REFERENCE, VALUE, Experience
 from posttrain_trainer.kl import ESTIMATORS
 from posttrain_trainer.losses import Scores
 from posttrain_trainer.microbatch import MicroBatch
-from posttrain_trainer.policy_losses import Clip, above, below, clipped
+from posttrain_trainer.policy_losses import Clip, above, below, clipped, ratio_of
 
 POLICY = "policy"
 
@@ -61,14 +61,14 @@ class PPO:
 
     def losses(self, out: Scores, micro: MicroBatch) -> dict[str, Tensor]:
         """Σ, with gradient."""
-        each = clipped(_difference(out[0], micro).exp(), micro.each[ADVANTAGE], self._clip)
+        each = clipped(ratio_of(_difference(out[0], micro)), micro.each[ADVANTAGE], self._clip)
         return {POLICY: self._aggregation.total(each, micro, micro.weights)}
 
     def measures(self, out: Scores, micro: MicroBatch) -> Measures:
         """TRL's policy/* and val/ratio, over tokens. val/ratio_var is the mean square of ρ − 1: 1 is what ρ is expected
         to be."""
         difference, advantage = _difference(out[0].detach(), micro), micro.each[ADVANTAGE]
-        ratio = difference.exp()
+        ratio = ratio_of(difference)
         by_token = {
             "policy/approxkl_avg": difference**2 / 2,
             "policy/clipfrac_avg": below(ratio, advantage, self._clip) + above(ratio, advantage, self._clip),

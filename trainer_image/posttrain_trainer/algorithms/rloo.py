@@ -17,7 +17,7 @@ from posttrain_trainer.algorithms.base import Estimated, Measures, Needs, sample
 from posttrain_trainer.experience import OLD, REFERENCE, Experience
 from posttrain_trainer.losses import Scores
 from posttrain_trainer.microbatch import MicroBatch
-from posttrain_trainer.policy_losses import Clip, above, below, clipped
+from posttrain_trainer.policy_losses import Clip, above, below, clipped, ratio_of
 
 POLICY = "policy"
 
@@ -69,7 +69,7 @@ class RLOO:
 
 def _ratio(logp: Tensor, micro: MicroBatch) -> Tensor:
     """Of each sequence, [s]; 1 in a dummy."""
-    return micro.by_sequence((logp - micro.each.get(OLD, logp.detach())) * micro.weights).exp()
+    return ratio_of(micro.by_sequence((logp - micro.each.get(OLD, logp.detach())) * micro.weights))
 
 
 def _advantage(micro: MicroBatch) -> Tensor:

@@ -21,9 +21,10 @@ from posttrain_trainer.rewards.rules import Score, by_row, marked
 _TAIL = 4000
 """Characters at the end of a completion in which an answer without a marker is looked for."""
 _NUMBER = re.compile(
-    r"[$€£¥]?\s*([-+]?)\s*[$€£¥]?\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+)(?:\.|\s*[$€£¥]|\s+[A-Za-z].*)?"
+    r"[$€£¥]?\s*([-+]?)\s*[$€£¥]?\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+)"
+    r"(?:\.|\s*[$€£¥]|\s+(?!(?:and|or)\b)[A-Za-z]{2,}(?:[ /-][A-Za-z]+)*\.?)?"
 )
-"""72, -1,234.50, $18, 5 € and 72 km/h. → sign and digits."""
+"""72, -1,234.50, $18, 5 € and 72 km/h. → sign and digits. Words only, of two letters at least: `3 x + 2` is none."""
 _FORMULA = re.compile(r"[\\^_=+*/()\[\]{}<>|]|\d[A-Za-z]|[A-Za-z]\d")
 _GIVEN_UP = (ArithmeticError, AttributeError, LookupError, MemoryError, NotImplementedError, RecursionError, TypeError)
 """What sympy raises at what it cannot do; ValueError too."""
