@@ -166,6 +166,8 @@ def test_values_reach_the_operator(render: Any) -> None:
         "POSTTRAIN_OPERATOR_TRAINER_IMAGE_PULL_POLICY": "Never",
         "POSTTRAIN_OPERATOR_ALLOW_CPU": "true",
         "POSTTRAIN_OPERATOR_BACKEND": "TrainJob",
+        "POSTTRAIN_OPERATOR_LEASE_NAME": "release-posttrain-operator",
+        "POSTTRAIN_OPERATOR_LEASE_SECONDS": "15",
         "POSTTRAIN_OPERATOR_STATUS_URL": "https://release-posttrain-operator.posttrain-system.svc:10443",
         "POSTTRAIN_OPERATOR_STATUS_PORT": "10443",
         "POSTTRAIN_OPERATOR_STATUS_SECRET": "release-posttrain-operator-status",
@@ -193,7 +195,8 @@ def test_the_operator_reads_what_the_chart_sets_and_nothing_else(render: Any) ->
     env = Recorded(environment(render("trainer.allowCPU=true", 'watchNamespaces=["a","b"]')) | pods_own)
     settings = read_settings(env)
     for_tests = {"POSTTRAIN_OPERATOR_TIME_SCALE", "POSTTRAIN_OPERATOR_FAILPOINT"}
-    assert env.asked - set(env) == for_tests
+    by_extra_env = {"POSTTRAIN_OPERATOR_LOST_NODE_SECONDS", "POSTTRAIN_OPERATOR_HALF_PLACED_SECONDS"}
+    assert env.asked - set(env) == for_tests | by_extra_env
     assert set(env) - env.asked == set()
     assert settings.plan.allow_cpu
     assert (settings.watch_namespaces, settings.status_port, settings.metrics_port) == (("a", "b"), 10443, 8080)
