@@ -60,11 +60,11 @@ def module_of(name: str) -> Path:
     return MODULE if name in EVERYTHING else MODULE / "jobset-trainer"
 
 
-def bin_folder(module: Path = MODULE) -> Path:
-    """The folder of this pin's binaries."""
+def bin_folder(module: Path | None = None) -> Path:
+    """The folder of the binaries of a module's pins; None: the one of every cluster."""
     digest = hashlib.sha256()
     for name in ("go.mod", "go.sum"):
-        digest.update((module / name).read_bytes())
+        digest.update(((module or MODULE) / name).read_bytes())
     return cache_root() / digest.hexdigest()[:16]
 
 

@@ -76,7 +76,7 @@ async def test_a_deletion_that_no_watch_told_is_found() -> None:
     rig.api.lists["posttrainingjobs"] = [meta("job", "j1"), meta("waits", "w1")]
     await compared(rig)
     assert set(rig.cache.jobs) == {Key("ns", "job"), Key("ns", "waits")}
-    assert rig.cache.children == {}
+    assert rig.cache.children(Key("ns", "job")) == ()
     looked_at = {await rig.queue.get() for _ in range(len(rig.queue))}
     assert looked_at == {Key("ns", "job"), Key("ns", "parent"), Key("ns", "waits")}
     assert ("PyTorchJob", "lost", 1) in rig.told

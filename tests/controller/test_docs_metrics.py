@@ -39,7 +39,11 @@ def exported() -> dict[str, Row]:
     labels["posttraining_build_info"] = "version, python"
     families = [each for each in metrics.registry.collect() if each.name.startswith("posttraining_")]
     return {
-        each.name + ("_total" if each.type == "counter" else ""): (each.type, labels.get(each.name, ""), each.documentation)
+        each.name + ("_total" if each.type == "counter" else ""): (
+            each.type,
+            labels.get(each.name, ""),
+            each.documentation,
+        )
         for each in families
     }
 

@@ -186,9 +186,9 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened, with everybody doing their part the job comes to rest."""
-        self.cluster.edit(suspend=False)
         self.cluster.room = 1000
         self.cluster.restore_nodes()
+        self._say_suspend_once()
         for _ in range(30):
             self.cluster.training_operator()
             self.cluster.scheduler()
@@ -201,6 +201,17 @@ class Life(RuleBasedStateMachine):
         self.cluster.report(phase="Training")
         self.cluster.settle()
         assert self.cluster.status["state"] in ("Running", "Succeeded", "Failed"), self.cluster.status
+
+    def _say_suspend_once(self) -> None:
+        """What a guard has suspended waits for its user to have said so."""
+        self.cluster.edit(suspend=True)
+        for _ in range(4):
+            self.cluster.training_operator()
+            self.cluster.kubelet()
+            self.cluster.now += timedelta(seconds=70)
+            self.cluster.run_all()
+            self.cluster.settle()
+        self.cluster.edit(suspend=False)
 
 
 Life.TestCase.settings = settings(
