@@ -24,10 +24,11 @@ from posttrain_api import names
 from posttrain_operator.cluster import Cluster as Access
 from posttrain_operator.cluster.api import Api
 from posttrain_operator.cluster.connection import Connection
-from posttrain_operator.statusserver.access import ClusterAccess, job_view
+from posttrain_operator.slim import job_record
+from posttrain_operator.statusserver.access import ClusterAccess
 from posttrain_operator.statusserver.keeper import SecretPlace
 from posttrain_operator.statusserver.server import ServerOptions, StatusServer, start
-from posttrain_operator.statusserver.view import JobView
+from posttrain_operator.statusserver.view import JobView, view_of
 from posttrain_operator.statusserver.writer import WriterTiming
 
 TEAM = "team"
@@ -56,7 +57,7 @@ class TestView:
 
     def refresh(self, name: str) -> dict[str, Any]:
         found = self._cluster.get("ptj", name, "-n", TEAM)
-        self.jobs[name] = job_view(found)
+        self.jobs[name] = view_of(job_record(found))
         return found
 
 

@@ -3,10 +3,10 @@
 import pytest
 
 from posttrain_operator.cluster.reviews import TokenIdentity, identity_of
-from posttrain_operator.statusserver.access import job_view
+from posttrain_operator.slim import job_record
 from posttrain_operator.statusserver.auth import Authenticator, Sender, TokenRefused, bearer
 from posttrain_operator.statusserver.limits import RateLimiter
-from posttrain_operator.statusserver.view import JobView
+from posttrain_operator.statusserver.view import JobView, view_of
 
 POD = TokenIdentity("system:serviceaccount:team:default", "job-master-0", "p1")
 
@@ -90,8 +90,9 @@ def test_a_review_for_another_audience_is_no_identity() -> None:
 @pytest.mark.parametrize(("kind", "value", "ended"), [("Complete", "True", True), ("Failed", "False", False)])
 def test_a_job_from_its_json(kind: str, value: str, ended: bool) -> None:
     conditions = [{"type": kind, "status": value}]
-    found = {"metadata": {"uid": "u", "resourceVersion": "7"}, "status": {"conditions": conditions}}
-    assert job_view(found) == JobView("u", "7", ended, None)
+    metadata = {"name": "n", "namespace": "ns", "uid": "u", "resourceVersion": "7"}
+    found = {"metadata": metadata, "status": {"conditions": conditions}}
+    assert view_of(job_record(found)) == JobView("u", "7", ended, None)
 
 
 def test_a_bucket_lets_a_burst_through_and_then_one_at_a_time() -> None:
