@@ -199,6 +199,7 @@ TURNS = (
 """The first write; the child is there and nobody knows; the status is, its events are not; half a gang is deleted."""
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(400)
 def test_killed_at_the_turns_of_a_life(plane: Cluster, undisturbed: Trace, tmp_path: Path) -> None:
     life, keeper = lived(plane, tmp_path, *TURNS)

@@ -92,7 +92,7 @@ def test_a_job_whose_parent_is_not_there_waits(submitted: Bench) -> None:
 
 @pytest.mark.parametrize("name", ["left", "right"])
 def test_jobs_that_wait_for_each_other_fail(submitted: Bench, name: str) -> None:
-    status = submitted.finished(name, 30)
+    status = submitted.finished(name, 120)
     assert (status["state"], status["reason"]) == ("Failed", "DependencyCycle")
 
 
