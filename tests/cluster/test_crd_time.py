@@ -58,6 +58,8 @@ EDITS: dict[str, dict[str, Any]] = {
     "output": {"output": {"mergeAdapter": True}},
     "storage": {"storage": {"claimName": "other"}},
     "resources": {"resources": {"nodes": 2}},
+    "guards": {"guards": {"rules": [{"metric": "loss", "above": 9}]}},
+    "backend": {"backend": "TrainJob"},
     "image": {"image": "x"},
     "imagePullSecrets": {"imagePullSecrets": [{"name": "x"}]},
     "serviceAccountName": {"serviceAccountName": "x"},

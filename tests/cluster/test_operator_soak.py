@@ -177,6 +177,7 @@ def soak(cluster: Cluster, world: World, folder: Path, waves: tuple[int, int, in
         raise AssertionError(f"seed {seed}: {error}") from None
 
 
+@pytest.mark.faults
 def test_twenty_jobs_end_as_they_must(plane: Cluster, world: World, tmp_path: Path) -> None:
     soak(plane, world, tmp_path, (10, 5, 5))
 

@@ -188,7 +188,7 @@ def test_probes(space):
     space.run("probed", "echo up; sleep 2; touch /tmp/ready; sleep 60", readinessProbe=ready)
     space.phase("probed", "Running")
     assert not space.pod("probed")["status"]["containerStatuses"][0]["ready"]
-    space.kubectl("wait", "pod/probed", "--for=condition=Ready", "--timeout=20s")
+    space.kubectl("wait", "pod/probed", "--for=condition=Ready", "--timeout=60s")
     live = {"tcpSocket": {"port": 9}, "periodSeconds": 1, "failureThreshold": 1}
     space.run("dead", "sleep 60", {"restartPolicy": "OnFailure"}, livenessProbe=live)
     space.wait(lambda: space.pod("dead")["status"]["containerStatuses"][0]["restartCount"] > 0)
@@ -197,10 +197,10 @@ def test_probes(space):
 
 def test_a_status_that_somebody_else_changed_is_put_right(space):
     space.run("honest", "sleep 60")
-    space.kubectl("wait", "pod/honest", "--for=condition=Ready", "--timeout=20s")
+    space.kubectl("wait", "pod/honest", "--for=condition=Ready", "--timeout=60s")
     false = '{"status":{"conditions":[{"type":"Ready","status":"False"}]}}'
     space.kubectl("patch", "pod", "honest", "--subresource=status", "-p", false)
-    space.kubectl("wait", "pod/honest", "--for=condition=Ready", "--timeout=20s")
+    space.kubectl("wait", "pod/honest", "--for=condition=Ready", "--timeout=60s")
 
 
 def test_http_probe(space):
@@ -214,7 +214,7 @@ def test_http_probe(space):
         readinessProbe=probe,
         workingDir="/tmp",
     )
-    space.kubectl("wait", "pod/web", "--for=condition=Ready", "--timeout=20s")
+    space.kubectl("wait", "pod/web", "--for=condition=Ready", "--timeout=60s")
 
 
 def test_logs_follow_tail_and_previous(space):

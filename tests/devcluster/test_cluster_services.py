@@ -28,7 +28,7 @@ def serve(space, name):
         spec = {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8000}]}
         spec |= {"clusterIP": address} if address else {}
         space.apply({"kind": "Service", "metadata": {"name": service}, "spec": spec})
-    space.kubectl("wait", f"pod/{name}", "--for=condition=Ready", "--timeout=20s")
+    space.kubectl("wait", f"pod/{name}", "--for=condition=Ready", "--timeout=60s")
 
 
 def test_services_by_name(space):

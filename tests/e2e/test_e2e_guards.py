@@ -59,6 +59,7 @@ def test_a_metric_that_the_job_has_not(guarded: Bench) -> None:
     assert "spec.guards.rules[0].metric: must be measured by this job" in status["message"]
 
 
+@pytest.mark.faults
 def test_it_is_suspended_and_goes_on_when_its_user_says_so(guarded: Bench) -> None:
     status = guarded.until("held", lambda status: status.get("reason") == "GuardSuspended", PATIENCE)
     status = guarded.until("held", lambda status: status.get("state") == "Suspended" and not guarded.pods("held"))

@@ -90,10 +90,13 @@ def test_a_job_whose_parent_is_not_there_waits(submitted: Bench) -> None:
     assert submitted.pods("orphan") == []
 
 
-@pytest.mark.parametrize("name", ["left", "right"])
-def test_jobs_that_wait_for_each_other_fail(submitted: Bench, name: str) -> None:
-    status = submitted.finished(name, 120)
-    assert (status["state"], status["reason"]) == ("Failed", "DependencyCycle")
+def test_jobs_that_wait_for_each_other_fail(submitted: Bench) -> None:
+    """The one that is looked at second may see only that the first has failed."""
+    ended = [submitted.finished(name, 120) for name in ("left", "right")]
+    assert [status["state"] for status in ended] == ["Failed", "Failed"]
+    reasons = {status["reason"] for status in ended}
+    assert "DependencyCycle" in reasons
+    assert reasons <= {"DependencyCycle", "DependencyFailed"}
 
 
 def test_deletion_removes_everything_but_the_storage(submitted: Bench) -> None:
