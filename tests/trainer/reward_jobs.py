@@ -30,6 +30,10 @@ CASES = {"z0": (0, True), "z3": (3, False)}
 """ZeRO stage, packed."""
 
 
+ON_RANK_1 = ("hangs", "nan", "short")
+"""What a function does on the second rank alone."""
+
+
 def completions_of(rank: int) -> list[Completion]:
     return [
         completion("text", [3 + (number + place) % 50 for place in range(length)], number, rank=rank)
@@ -52,6 +56,9 @@ def scores(folder: str) -> None:
     models = {"model": _model(root / "model", runtime, 0, False)}
     both = RewardSet([bad, model], runtime.control.gather, models, 2)
     _case(root, "failed", both, [completion("text", rank=runtime.rank)])
+    for name in ON_RANK_1:
+        one = of_function(root / "reward.py", f"{name}_on_rank_1", timeout_seconds=3.0)
+        _case(root, name, RewardSet([one], runtime.control.gather, {}, 2), [completion("text", rank=runtime.rank)])
 
 
 def _model(folder: Path, runtime: Runtime, zero: int, packed: bool) -> RewardModel:

@@ -73,6 +73,16 @@ def once(completions, folder):
 def on_rank_1(completions, rank):
     if rank[0] == 1: raise ValueError("only here")
     return [1.0] * len(completions)
+
+def hangs_on_rank_1(completions, rank):
+    if rank[0] == 1: time.sleep(1000)
+    return [1.0] * len(completions)
+
+def nan_on_rank_1(completions, rank):
+    return [float("nan") if rank[0] == 1 else 1.0] * len(completions)
+
+def short_on_rank_1(completions, rank):
+    return [1.0] * (len(completions) - rank[0])
 """
 
 

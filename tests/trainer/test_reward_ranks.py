@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from reward_jobs import CASES, completions_of, scores
+from reward_jobs import CASES, ON_RANK_1, completions_of, scores
 from reward_kit import completion, reward, write_functions
 from trainer_kit import Shape, make_config, make_model, make_reward_model, make_tokenizer, run_ranks
 
@@ -36,6 +36,17 @@ def test_a_reward_that_fails_on_one_rank_is_raised_on_both(results: Any) -> None
     reason, message = first
     assert reason == Reason.REWARD_ERROR
     assert message.startswith("reward 'mine': reward.py raised ValueError: only here at line")
+    assert message.endswith("(rank 1, 1 of 2 ranks)")
+
+
+@pytest.mark.parametrize(("case", "said"), zip(ON_RANK_1, ("3 s", "nan", "0 "), strict=True))
+def test_what_goes_wrong_on_one_rank_is_no_dead_collective(results: Any, case: str, said: str) -> None:
+    first, second = (results[1][f"{case}-{rank}"] for rank in (0, 1))
+    assert first == second
+    reason, message = first
+    assert reason == Reason.REWARD_ERROR
+    assert message.startswith("reward 'mine': ")
+    assert said in message
     assert message.endswith("(rank 1, 1 of 2 ranks)")
 
 
