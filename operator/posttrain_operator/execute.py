@@ -158,11 +158,10 @@ class Executor:
 
     async def _delete(self, key: Key, deletion: Delete) -> None:
         uid = deletion.uid or await self._own(key, deletion)
-        if uid is None:
-            return
-        how = Deletion(uid, deletion.grace_seconds)
         try:
-            await self._cluster.delete(_KINDS[deletion.kind], key.namespace, deletion.name, how)
+            if uid is not None:
+                how = Deletion(uid, deletion.grace_seconds)
+                await self._cluster.delete(_KINDS[deletion.kind], key.namespace, deletion.name, how)
         except Conflict:
             # Another object of the name: the one that was meant is gone.
             log.debug("%s/%s: %s %s has another uid", *key, deletion.kind, deletion.name)
