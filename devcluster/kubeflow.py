@@ -148,19 +148,21 @@ def _command(plane: ControlPlane, serving: Path, template: Path) -> list[str]:
     ]
 
 
-async def _until_ready(process: asyncio.subprocess.Process, logfile: Path) -> None:
+async def until_ready(process: asyncio.subprocess.Process, name: str, port: int, logfile: Path, seconds: int) -> None:
+    """Returns when a controller's probe says that it is ready. DevclusterError with the end of its log where it ends or
+    takes longer."""
     async with aiohttp.ClientSession() as session:
-        for _ in range(600):
+        for _ in range(20 * seconds):
             if process.returncode is not None:
-                raise DevclusterError(f"training-operator ended while starting:\n{processes.tail(logfile)}")
+                raise DevclusterError(f"{name} ended while starting:\n{processes.tail(logfile)}")
             try:
-                async with session.get(f"http://{BRIDGE_IP}:{PROBE_PORT}/readyz") as answer:
+                async with session.get(f"http://{BRIDGE_IP}:{port}/readyz") as answer:
                     if answer.status == 200:
                         return
             except aiohttp.ClientError:
-                log.debug("training-operator does not listen yet")
+                log.debug("%s does not listen yet", name)
             await asyncio.sleep(0.05)
-    raise DevclusterError(f"training-operator was not ready in 30 s:\n{processes.tail(logfile)}")
+    raise DevclusterError(f"{name} was not ready in {seconds} s:\n{processes.tail(logfile)}")
 
 
 async def _until_serving(admin: Client) -> None:
@@ -197,5 +199,5 @@ async def start(plane: ControlPlane, admin: Client) -> None:
     process = await processes.start(command, logfile, {**os.environ, "MY_POD_NAMESPACE": NAMESPACE})
     plane.running["training-operator"] = process
     await _copy_certificate(admin, serving)
-    await _until_ready(process, logfile)
+    await until_ready(process, "training-operator", PROBE_PORT, logfile, 30)
     await _until_serving(admin)

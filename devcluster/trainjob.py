@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import yaml
 
 from devcluster import binaries, containers, kubeflow, processes
@@ -151,21 +150,6 @@ def _command(plane: ControlPlane, controller: Controller) -> Sequence[str]:
     ]
 
 
-async def _until_ready(process: asyncio.subprocess.Process, controller: Controller, logfile: Path) -> None:
-    async with aiohttp.ClientSession() as session:
-        for _ in range(1200):
-            if process.returncode is not None:
-                raise DevclusterError(f"{controller.name} ended while starting:\n{processes.tail(logfile)}")
-            try:
-                async with session.get(f"http://{BRIDGE_IP}:{controller.probe_port}/readyz") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                log.debug("%s does not listen yet", controller.name)
-            await asyncio.sleep(0.05)
-    raise DevclusterError(f"{controller.name} was not ready in 60 s:\n{processes.tail(logfile)}")
-
-
 async def _until_serving(admin: Client, controller: Controller) -> None:
     """A dry-run create passes through the webhooks: proof that the API server trusts and reaches them."""
     version = controller.probe["apiVersion"]
@@ -188,7 +172,7 @@ async def _start(plane: ControlPlane, admin: Client, controller: Controller) -> 
     logfile = plane.spec.logs / f"{controller.name}.log"
     process = await processes.start(_command(plane, controller), logfile)
     plane.running[controller.name] = process
-    await _until_ready(process, controller, logfile)
+    await kubeflow.until_ready(process, controller.name, controller.probe_port, logfile, 60)
     await _until_serving(admin, controller)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from benchmarks import operator_access
 from devcluster import binaries
 from devcluster.testing import Cluster
 
@@ -71,18 +72,7 @@ def wait_for(check: Callable[[], Any], what: str, timeout: float = 20) -> Any:
 
 def operator_kubeconfig(cluster: Cluster, folder: Path) -> Path:
     """A kubeconfig with a token of the operator's own service account."""
-    admin = json.loads(cluster.kubectl("config", "view", "--raw", "-o", "json"))
-    token = cluster.kubectl("create", "token", ACCOUNT, "-n", SYSTEM, "--duration=2h").strip()
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": admin["clusters"][0]["cluster"]}],
-        "users": [{"name": "u", "user": {"token": token}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    path = folder / "operator.kubeconfig"
-    path.write_text(json.dumps(config))
+    path = operator_access.operator_kubeconfig(cluster, folder)
     Operator.cluster = cluster
     return path
 

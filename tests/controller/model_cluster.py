@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain_operator import clock
 from posttrain_operator.actions import Actions, Create, Delete, Object, Patch
@@ -389,9 +389,16 @@ def merge(into: Json, patch: Json) -> None:
             into[name] = value
 
 
+C = TypeVar("C", bound=Cluster)
+
+
 def running_cluster(**spec: Any) -> Cluster:
     """A job whose pods all run, and have for long enough to have trained."""
-    cluster = Cluster(**spec)
+    return made_to_run(Cluster(**spec))
+
+
+def made_to_run(cluster: C) -> C:
+    """The cluster, brought so far."""
     cluster.settle()
     cluster.training_operator()
     cluster.run_all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hypothesis import HealthCheck, settings
-from model_cluster import Cluster
+from model_cluster import Cluster, made_to_run
 from reconcile_kit import SUCCESS, everybody, said
 from test_reconcile_properties import Life
 from trainjob_model import TrainJobCluster
@@ -16,14 +16,7 @@ from posttrain_operator.actions import Object
 
 def trainjob_cluster(**spec: Any) -> TrainJobCluster:
     """A job whose pods all run, and have for long enough to have trained."""
-    cluster = TrainJobCluster(**spec)
-    cluster.settle()
-    cluster.training_operator()
-    cluster.run_all()
-    cluster.settle()
-    assert cluster.status["state"] == "Running", cluster.status
-    cluster.pass_time(cluster.timing.silence)
-    return cluster
+    return made_to_run(TrainJobCluster(**spec))
 
 
 def test_the_status_says_what_runs_the_job() -> None:
