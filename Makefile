@@ -135,6 +135,7 @@ cluster: env images-local binaries ## the tests on a real control plane, whole t
 test: env images-local binaries lint unit cluster ## everything, from a fresh machine on: what CI runs
 
 test-faults: env images-local binaries ## every fault, outage and race; an hour or more; writes docs/faults.md
+	PATH="$$PATH:$(CURDIR)/.build/go/bin" $(PY) -m devcluster build jobset trainer-controller-manager
 	@rm -f .build/faults.jsonl
 	POSTTRAIN_FAULT_REPORT=$(CURDIR)/.build/faults.jsonl \
 		$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder -m faults $(PYTEST_ARGS) </dev/null

@@ -71,9 +71,9 @@ class Replica(Operator):
         return float(found[1])
 
 
-def replica(cluster: Cluster, folder: Path, name: str, kubeconfig: Path | None = None) -> Replica:
+def replica(cluster: Cluster, folder: Path, name: str, kubeconfig: Path | None = None, **environ: str) -> Replica:
     folder.mkdir(parents=True, exist_ok=True)
-    return Replica(kubeconfig or operator_kubeconfig(cluster, folder), folder / f"{name}.log")
+    return Replica(kubeconfig or operator_kubeconfig(cluster, folder), folder / f"{name}.log", **environ)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ _MOMENTS = frozenset(
 
 @dataclass
 class Life:
-    """What a life has left behind. `uids`: of every PyTorchJob that was seen under its name."""
+    """What a life has left behind. `status`: its own uid, which is in its storage, is 'uid' in it. `uids`: of every
+    PyTorchJob that was seen under its name."""
 
     status: Mapping[str, Any]
     events: Counter[str]
@@ -114,7 +115,9 @@ class Liver:
     def _status_after_the_ttl(self) -> Mapping[str, Any]:
         for kind, name in (("pytorchjob", "job"), ("configmap", "job-config")):
             wait_for(lambda kind=kind, name=name: self.world.get(kind, name) is None, f"{kind} to go", PATIENCE)
-        return self.world.status("job")
+        found = self.world.get("ptj", "job")
+        assert found is not None
+        return dict(json.loads(json.dumps(found["status"]).replace(uid_of(found), "uid")))
 
     def _events(self) -> Counter[str]:
         path = "jsonpath={range .items[*]}{.reason}: {.note}{'\\n'}{end}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,33 @@ def pair(plane: Cluster, tmp_path: Path) -> Iterator[tuple[Replica, Replica]]:
         first.ready(PATIENCE)
         second = replica(plane, tmp_path / "b", "second")
         yield first, second.stands_by()
+    finally:
+        for each in (first, second):
+            if each is not None:
+                each.stop(signal.SIGKILL)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("ending", "bound"), [(signal.SIGTERM, 3.0), (signal.SIGKILL, 20.0)])
+def test_the_hand_over_at_the_chart_s_own_times(
+    plane: Cluster, world: World, tmp_path: Path, ending: signal.Signals, bound: float
+) -> None:
+    """No tenth of the scale, no slack: from the signal until the other holds the lease."""
+    plane.kubectl("delete", "lease", LEASE, "-n", SYSTEM, "--ignore-not-found")
+    times = {"TIME_SCALE": "1", "LEASE_SECONDS": "15"}
+    first = replica(plane, tmp_path / "a", "first", **times)
+    second = None
+    try:
+        first.ready(PATIENCE)
+        second = replica(plane, tmp_path / "b", "second", **times).stands_by()
+        names, told = burst(world, 4), datetime.now(UTC)
+        first.stop(ending)
+        second.ready(PATIENCE)
+        served(world, names)
+        taken = acquired(no_double_action(plane, world.namespace, [first, second]), second.identity)
+        waited = (taken.answered - told).total_seconds()
+        print(f"{ending.name}: the lease was taken over after {waited:.1f} s")
+        assert waited < bound
     finally:
         for each in (first, second):
             if each is not None:

@@ -82,6 +82,16 @@ def test_the_decision_is_written_before_the_pods_are_taken() -> None:
     assert (cluster.status["state"], cluster.status["reason"]) == ("Suspended", "GuardSuspended")
 
 
+def test_pods_that_came_meanwhile_get_no_grace() -> None:
+    """Made before the child was suspended: left alone they would train on for their whole grace, perhaps to the end."""
+    cluster = running()
+    tripped(cluster)
+    cluster.step()
+    assert {(pod.uid, pod.grace_seconds) for pod in cluster.step().delete} == {(uid, 1) for uid in cluster.pods}
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["reason"]) == ("Suspended", "GuardSuspended")
+
+
 def test_it_stays_so() -> None:
     cluster = held()
     cluster.forget()
@@ -141,6 +151,31 @@ def test_a_user_who_suspends_meanwhile_is_heard() -> None:
     cluster.edit(suspend=True)
     everybody(cluster)
     assert cluster.status["reason"] == "UserSuspended"
+
+
+def test_a_guard_that_asked_before_its_pods_were_recorded_holds_nothing_later() -> None:
+    cluster = Cluster()
+    cluster.settle()
+    cluster.training_operator()
+    tripped(cluster)
+    for suspend in (True, False):
+        cluster.edit(suspend=suspend)
+        everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+
+
+def test_its_child_is_deleted_before_its_word_is_read() -> None:
+    """The restart was decided for the deletion; what the guard wanted shows while the old pods go."""
+    cluster = running()
+    cluster.lose_child()
+    cluster.settle()
+    cluster.end(cluster.uid("master"), 163, HELD)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["reason"]) == ("Suspended", "GuardSuspended")
+    for suspend in (True, False):
+        cluster.edit(suspend=suspend)
+        everybody(cluster)
+    assert cluster.status["state"] == "Running"
 
 
 def test_nobody_saw_the_end() -> None:

@@ -37,6 +37,19 @@ def test_a_replacement_that_appeared_before_the_decision_goes_too() -> None:
     assert early in {delete.uid for delete in cluster.step().delete}
 
 
+def test_survivors_do_not_wait_out_their_grace_for_a_user_who_suspends_meanwhile() -> None:
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), 137, reason="OOMKilled")
+    cluster.step()
+    cluster.edit(suspend=True)
+    cluster.step()
+    cluster.training_operator()
+    survivor = cluster.uid("master")
+    assert {(pod.uid, pod.grace_seconds) for pod in cluster.step().delete} == {(survivor, 1)}
+    everybody(cluster)
+    assert cluster.status["reason"] == "UserSuspended"
+
+
 def test_lost_peers_wait_for_the_cause() -> None:
     cluster = running_cluster()
     cluster.end(cluster.uid("worker"), 160, said(Reason.PEER_LOST, 160))

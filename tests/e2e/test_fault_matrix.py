@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,10 @@ def struck(arena: Bench, stage: str, fault: Fault, report: list[dict[str, Any]])
     arena.apply(fault_kit.two_pods(name, stage, **(fault.spec or {})))
     hit = fault_kit.in_the_middle(arena, name, stage)
     begun = time.monotonic()
-    fault.strike(hit)
-    at = last_step(hit, "small" if stage_claim(fault) else "runs")
+    with ThreadPoolExecutor(1) as beside:
+        step = beside.submit(last_step, hit, "small" if stage_claim(fault) else "runs")
+        fault.strike(hit)
+        at = step.result()
     status = arena.finished(name, PATIENCE)
     causes = status.get("restarts", {}).get("byCause", {})
     report.append(

@@ -1,10 +1,9 @@
 """The attempt record on storage: which attempt this is, and how long to wait before it.
 
 Node 0's launcher writes it at each start. The number fences what a cut-off predecessor still writes (fence.py). The
-controller
-recreates pods at once, so the pause between attempts that bring nothing is the launcher's to make: 2ⁿ seconds, n the
-number
-of attempts in a row without a new checkpoint, at most 300, with jitter.
+operator pauses between attempts that bring nothing, with no pods; while none runs the controller recreates pods at
+once, and then the pause is the launcher's: 2ⁿ seconds, n the number of attempts in a row without a new checkpoint, at
+most 30, with jitter. The GPUs idle meanwhile, so it is no longer.
 """
 
 from __future__ import annotations
@@ -22,15 +21,14 @@ from posttrain_trainer.record import utc_now
 
 ENV_BACKOFF_SCALE = "POSTTRAIN_BACKOFF_SCALE"
 """Factor on every pause; tests shorten it."""
-MAX_BACKOFF_SECONDS = 300.0
+MAX_BACKOFF_SECONDS = 30.0
 _MANIFEST = "manifest.json"
 _PREFIX = "step-"
 
 
 class Attempt(Model):
     """`attempt` counts from 1; `checkpoint_step`: the newest checkpoint when it began (-1: none); `fruitless`:
-    attempts in
-    a row, before this one, that made no newer checkpoint than they found."""
+    attempts in a row, before this one, that made no newer checkpoint than they found."""
 
     attempt: int
     checkpoint_step: int
@@ -72,7 +70,7 @@ def newest_checkpoint(run_dir: Path) -> int:
 
 
 def backoff_seconds(fruitless: int, chance: float, environment: Mapping[str, str]) -> float:
-    """min(2ⁿ, 300) × (0.5 … 1); `chance` in [0, 1) is the jitter. No pause before an attempt that follows progress."""
+    """min(2ⁿ, 30) × (0.5 … 1); `chance` in [0, 1) is the jitter. No pause before an attempt that follows progress."""
     if fruitless == 0:
         return 0.0
     scale = float(environment.get(ENV_BACKOFF_SCALE, "1"))

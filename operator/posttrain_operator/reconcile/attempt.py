@@ -91,6 +91,18 @@ def adopted(view: AttemptView, number: int, now: datetime) -> dict[str, Any]:
     return {"number": number, "startTime": clock.render(now), "podUIDs": uids}
 
 
+def over(job: JobFacts, view: AttemptView) -> dict[str, Any]:
+    """status.attempt of an attempt that is over with all its pods, where some of them ended before anybody had recorded
+    them: what these said is not the next one's failure. Empty where all are recorded."""
+    if all(pod.uid in view.recorded for pod in view.pods):
+        return {}
+    return {
+        **(job.status.get("attempt") or {}),
+        "number": max(1, view.number),
+        "podUIDs": list(view.joined()),
+    }
+
+
 def ripe(view: AttemptView, seen: Observation, now: datetime) -> float:
     """Seconds until the fresh pods are worth recording: none when they are complete or one has ended, a moment
     otherwise."""

@@ -15,7 +15,7 @@ from posttrain_operator.backends import backend, configmaps
 from posttrain_operator.backends.owned import config_name, status_ca_name
 from posttrain_operator.facts import JobFacts, Observation
 from posttrain_operator.reconcile import deadlines, nodes
-from posttrain_operator.reconcile.attempt import AttemptView
+from posttrain_operator.reconcile.attempt import AttemptView, over
 from posttrain_operator.reconcile.endings import ending
 from posttrain_operator.reconcile.following import conflict, following
 from posttrain_operator.reconcile.hangs import hanging, recovered
@@ -78,6 +78,7 @@ def _verdict(job: JobFacts, seen: Observation, now: datetime) -> Verdict:
 def _childless(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     return (
         _ended(job, seen, view, now)
+        or revising(job, seen, view, now)
         or holding(job, seen, view, now)
         or lost_child(job, seen, view, now)
         or refused(seen)
@@ -92,10 +93,16 @@ def _ended(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -
 
 def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     """Nothing is made again before the last pod of a lost child is gone; the pods of a new one are the next attempt."""
-    if "backend" not in job.status:
-        return intake(job, seen, now)
-    waiting = restarting(job, seen, view, now) if view.live else None
-    return waiting or intake(job, seen, now).having(attempts=max(view.attempts, view.number + 1))
+    known = "backend" in job.status
+    waiting = restarting(job, seen, view, now) if known and view.live else None
+    if waiting:
+        return waiting
+    past = {} if view.live else over(job, view)
+    verdict = intake(job, seen, now)
+    verdict = verdict.having(attempt=past) if past else verdict
+    if not (known or past):
+        return verdict
+    return verdict.having(attempts=max(view.attempts, int(past.get("number", view.number)) + 1))
 
 
 def _followed(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:

@@ -14,6 +14,7 @@ from posttrain_operator.facts import JobFacts, Observation
 from posttrain_operator.reconcile.attempt import AttemptView
 from posttrain_operator.reconcile.endings import described
 from posttrain_operator.reconcile.ends import PodEnd, read_ends
+from posttrain_operator.reconcile.restarts import condemned
 from posttrain_operator.reconcile.suspension import set_suspend
 from posttrain_operator.status import accounting
 from posttrain_operator.status.verdict import Verdict, starting, suspended
@@ -44,9 +45,11 @@ def _decided(job: JobFacts, end: PodEnd) -> Verdict:
 
 
 def _held(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
+    """Pods that replaced the ended ones before the child was suspended are not to train on: they get no grace."""
     child, message = seen.child, str(job.status.get("message") or "a guard has suspended the training")
     if view.live or (child is not None and not child.suspended):
         stopping = starting(job.status.get("state", "Running"), Reason.GUARD_SUSPENDED, message)
+        stopping = stopping.doing(delete=condemned(view.fresh, seen, now))
         due = child is not None and not child.suspended and not child.deleting
         return stopping.doing(patch=(set_suspend(child, True),)) if due and child is not None else stopping
     verdict = suspended(Reason.GUARD_SUSPENDED, message)

@@ -7,7 +7,7 @@ SIGTERM that nobody asked for does: an image that always ends so would be restar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -38,7 +38,7 @@ def _carry_out(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     if view.old_live:
         reason = str(job.condition("Running").get("reason") or "Restarting")
         message = str(job.status.get("message") or "all pods are deleted and made again")
-        verdict = starting("Restarting", reason, message).doing(delete=condemned(view, seen, now))
+        verdict = starting("Restarting", reason, message).doing(delete=condemned(view.old_live, seen, now))
         return verdict.after(seen.timing.settle)
     if not view.fresh:
         return None
@@ -51,10 +51,9 @@ def _carry_out(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     return begun.having(attempts=view.attempts, attempt=adopted(view, view.attempts, now))
 
 
-def condemned(view: AttemptView, seen: Observation, now: datetime) -> tuple[Delete, ...]:
-    """The deletion of recorded pods of an attempt that is over: they have nothing more to save. On a lost node nobody
-    would see their grace."""
-    going = [pod for pod in view.old_live if _must_go(pod)]
+def condemned(pods: Iterable[PodRecord], seen: Observation, now: datetime) -> tuple[Delete, ...]:
+    """The deletion of pods that have nothing more to save. On a lost node nobody would see their grace."""
+    going = [pod for pod in pods if _must_go(pod)]
     graces = [0 if nodes.is_lost(pod, seen, now) else GRACE_SECONDS for pod in going]
     return tuple(Delete(Object.POD, p.name, p.uid, grace) for p, grace in zip(going, graces, strict=True))
 

@@ -13,7 +13,7 @@ from posttrain_operator.actions import Object, Patch
 from posttrain_operator.backends import backend
 from posttrain_operator.facts import JobFacts, Observation
 from posttrain_operator.reconcile import pauses
-from posttrain_operator.reconcile.attempt import AttemptView
+from posttrain_operator.reconcile.attempt import AttemptView, over
 from posttrain_operator.reconcile.restarts import condemned
 from posttrain_operator.records import ChildRecord
 from posttrain_operator.status import accounting
@@ -31,7 +31,7 @@ def suspension(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     child = seen.child
     assert child is not None
     if job.suspend:
-        return _suspend(job, child, view, now)
+        return _suspend(job, seen, view, now)
     # A pause is before an attempt: one that has begun is not stopped for it, whatever another machine's clock says.
     wait = pauses.remaining(job.status, now) if view.closed else 0.0
     if wait > 0:
@@ -39,12 +39,17 @@ def suspension(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     return _resume(job, child, view, now) if child.suspended else None
 
 
-def _suspend(job: JobFacts, child: ChildRecord, view: AttemptView, now: datetime) -> Verdict:
+def _suspend(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
+    """Pods of an attempt that runs save first; those of one that is over are still condemned."""
+    child = seen.child
+    assert child is not None
     if not child.suspended:
         stopping = starting(job.status.get("state", "Pending"), "Suspending", "the pods save their state and stop")
         return stopping.doing(patch=(set_suspend(child, True),))
     if view.live:
-        return starting(job.status.get("state", "Pending"), "Suspending", f"waits for {len(view.live)} pod(s) to stop")
+        message = f"waits for {len(view.live)} pod(s) to stop"
+        waiting = starting(job.status.get("state", "Pending"), "Suspending", message)
+        return waiting.doing(delete=condemned(view.old_live, seen, now)) if view.closed else waiting
     verdict = suspended(
         Reason.USER_SUSPENDED, "spec.suspend is true; set it to false to go on from the last checkpoint"
     )
@@ -61,7 +66,7 @@ def _hold(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) ->
     verdict = verdict.having(attempt=attempt) if view.closed else verdict
     if not child.suspended:
         return verdict.doing(patch=(set_suspend(child, True),))
-    return verdict.doing(delete=condemned(view, seen, now)) if view.closed else verdict
+    return verdict.doing(delete=condemned(view.old_live, seen, now)) if view.closed else verdict
 
 
 def _waiting(job: JobFacts, view: AttemptView) -> Verdict:
@@ -83,4 +88,7 @@ def _resume(job: JobFacts, child: ChildRecord, view: AttemptView, now: datetime)
         return starting(state, "Resuming", f"waits for {len(view.live)} old pod(s) to go")
     if view.number and not view.closed:
         verdict = verdict.having(usage=accounting.closing(job, now, lost=False))
-    return verdict.having(attempts=max(1, view.number + 1)).doing(patch=(set_suspend(child, False),))
+    past = over(job, view)
+    attempts = int(past.get("number", view.number)) + 1
+    verdict = verdict.having(attempt=past) if past else verdict
+    return verdict.having(attempts=attempts).doing(patch=(set_suspend(child, False),))
