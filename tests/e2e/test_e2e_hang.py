@@ -51,7 +51,7 @@ def test_the_failure_says_where_every_rank_stood(bench: Bench, hung: dict[str, A
 
 def test_it_goes_on_from_its_checkpoint(bench: Bench, hung: dict[str, Any]) -> None:
     status = bench.succeeded("hung", PATIENCE)
-    assert status["restarts"]["byCause"] == {"Hang": 1}
+    assert status["restarts"]["byCause"] == {"Hang": 1}, bench.story("hung")
     assert step(status) == fault_kit.STEPS["SFT"]
     assert "stacks" not in status["progress"]
     assert "stalledTime" not in status["attempt"]
