@@ -77,7 +77,11 @@ TRAINER = Controller(
         "certManagement": {"enable": False},
         "clientConnection": {"qps": 200, "burst": 300},
     },
-    probe={"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainingRuntime", "spec": {"template": {}}},
+    probe={
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainingRuntime",
+        "spec": {"template": {"spec": {"replicatedJobs": []}}},
+    },
     plural="trainingruntimes",
 )
 

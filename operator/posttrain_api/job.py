@@ -22,6 +22,7 @@ from posttrain_api.spec import JobSpec
 
 __all__ = ["InvalidJob", "Job", "Problem", "check", "parse_job"]
 
+_PLACES = tuple(dict.fromkeys(at for rule in CHECKED_RULES for at in rule.at))
 _ROOT_FIELDS = ("apiVersion", "kind", "metadata", "spec", "status")
 _META_FIELDS = (
     "name",
@@ -150,13 +151,14 @@ def _without_nulls(value: Any) -> Any:
 
 def _rule_problems(manifest: Mapping[str, Any]) -> list[Problem]:
     plain = from_json(to_json(_without_nulls(manifest), inf_nan_mode="constants"))
-    return [problem for rule in CHECKED_RULES for problem in _broken(rule, plain)]
+    places = {at: list(nodes(plain, at)) for at in _PLACES}  # many rules look at one place
+    return [problem for rule in CHECKED_RULES for problem in _broken(rule, places)]
 
 
-def _broken(rule: Rule, root: Any) -> list[Problem]:
+def _broken(rule: Rule, places: Mapping[str, list[tuple[str, Any]]]) -> list[Problem]:
     if rule.holds is None:
         return []
-    found = (pair for at in rule.at for pair in nodes(root, at))
+    found = (pair for at in rule.at for pair in places[at])
     return [_blame(rule, path, node) for path, node in found if not rule.holds(node)]
 
 
