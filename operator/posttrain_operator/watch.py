@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -172,7 +172,7 @@ def watch_settings(timing: Timing) -> kopf.OperatorSettings:
     settings.networking.error_backoffs = CappedJitter(timing.brake, 2, timing.brake_limit)
     settings.networking.enforce_retry_after = True
     settings.execution.max_workers = 2
-    settings.process.ultimate_exiting_timeout = 5  # a watcher of a kopf that has failed may wait for ever: it is killed
+    settings.process.ultimate_exiting_timeout = 5  # the last resort: see _until_one_ends
     for kind, selector in SELECTORS.items():
         if selector:
             settings.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
@@ -207,8 +207,21 @@ async def watch(settings: Settings, registry: kopf.OperatorRegistry, started: Ca
             namespaces=settings.watch_namespaces,
         )
         started()
-        await kopf.run_tasks(tasks, ignored=others)
+        await _until_one_ends(tasks, asyncio.create_task(kopf.run_tasks(tasks, ignored=others), name="kopf's tasks"))
     except Exception as error:
         if getattr(error, "status", None) == _NOT_FOUND:  # kopf's error of a list or a watch
             raise BackendsChanged(f"a watched kind is no longer served: {error}") from error
         raise
+
+
+async def _until_one_ends(tasks: Collection[asyncio.Task[Any]], running: asyncio.Task[None]) -> None:
+    """Raises what the first of kopf's root tasks raises, at once. kopf itself would tell only when all watchers have
+    ended, and these may wait for ever for a login that nobody gives any more: the lease must not wait for them."""
+    try:
+        done, _ = await asyncio.wait([running, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        running.cancel()
+        await asyncio.wait([running])
+        raise
+    for task in done:
+        task.result()

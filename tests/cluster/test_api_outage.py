@@ -44,7 +44,10 @@ def keeper(own_plane: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture
 def own_world(own_plane: Cluster, keeper: Kept) -> World:
     keeper.ready(PATIENCE)
-    return World(own_plane, f"team-{uuid.uuid4().hex[:8]}")
+    made = World(own_plane, f"team-{uuid.uuid4().hex[:8]}")
+    # Kubernetes' own controllers back off for up to half a minute after an outage of the test before.
+    wait_for(lambda: made.get("serviceaccount", "default"), "the namespace's service account", PATIENCE)
+    return made
 
 
 def again(plane: Cluster, name: str, away: float) -> None:
