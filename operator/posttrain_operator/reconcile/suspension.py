@@ -36,7 +36,7 @@ def suspension(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     wait = pauses.remaining(job.status, now) if view.closed else 0.0
     if wait > 0:
         return _hold(job, seen, view, now).after(wait)
-    return _resume(job, child, view, now) if child.suspended else None
+    return _resume(job, seen, view, now) if child.suspended else None
 
 
 def _suspend(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
@@ -65,7 +65,7 @@ def _hold(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) ->
     attempt = {**(job.status.get("attempt") or {}), "podUIDs": list(view.joined())}
     verdict = verdict.having(attempt=attempt) if view.closed else verdict
     if not child.suspended:
-        return verdict.doing(patch=(set_suspend(child, True),))
+        return verdict.doing(patch=(set_suspend(child, True),)).after(0)  # no watch need tell of our own patch
     return verdict.doing(delete=condemned(view.old_live, seen, now)) if view.closed else verdict
 
 
@@ -79,16 +79,19 @@ def _waiting(job: JobFacts, view: AttemptView) -> Verdict:
     return starting("Restarting", str(cause.get("reason", "Restarting")), message)
 
 
-def _resume(job: JobFacts, child: ChildRecord, view: AttemptView, now: datetime) -> Verdict:
+def _resume(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     """The next attempt is decided on with the patch; a crash between them costs nothing, its pods are all new. Where
     the suspension was taken back before the last pod had gone, the old attempt's time is not yet added."""
+    assert seen.child is not None
     verdict = starting("Restarting" if view.number else "Pending", "Resuming", "the pods are being made again")
     if view.live:
-        state = "Restarting" if view.closed else "Suspended"
-        return starting(state, "Resuming", f"waits for {len(view.live)} old pod(s) to go")
+        waiting = starting(
+            "Restarting" if view.closed else "Suspended", "Resuming", f"waits for {len(view.live)} old pod(s) to go"
+        )
+        return waiting.doing(delete=condemned(view.old_live, seen, now)) if view.closed else waiting
     if view.number and not view.closed:
         verdict = verdict.having(usage=accounting.closing(job, now, lost=False))
     past = over(job, view)
     attempts = int(past.get("number", view.number)) + 1
     verdict = verdict.having(attempt=past) if past else verdict
-    return verdict.having(attempts=attempts).doing(patch=(set_suspend(child, False),))
+    return verdict.having(attempts=attempts).doing(patch=(set_suspend(seen.child, False),))
