@@ -145,14 +145,14 @@ def report(row: dict[str, Any]) -> None:
 
 
 def ends_itself(fault: Fault) -> bool:
-    """A watch that looks alive and tells nothing cannot be mended from inside: the comparison ends the process."""
+    """A watch that looks alive and tells nothing cannot be mended from inside: the second comparison that finds
+    something untold ends the process, unless the watch has been opened anew before."""
     return fault is Fault.MUTE
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("fault", EVERY)
 def test_a_short_fault(rig: Rig, world: World, fault: Fault) -> None:
-    """What a watch that was mute for a second has not told may be found out before or after the jobs went on."""
     ends = suffered(rig, world, fault, SHORT)
     assert ends == [] or ends_itself(fault)
 
@@ -161,7 +161,8 @@ def test_a_short_fault(rig: Rig, world: World, fault: Fault) -> None:
 @pytest.mark.timeout(360)
 @pytest.mark.parametrize("fault", EVERY)
 def test_a_long_fault(rig: Rig, world: World, fault: Fault) -> None:
-    assert bool(suffered(rig, world, fault, LONG)) == ends_itself(fault)
+    ends = suffered(rig, world, fault, LONG)
+    assert ends == [] or ends_itself(fault)
 
 
 @pytest.mark.parametrize("fault", [Fault.BUSY, Fault.UNAVAILABLE, Fault.CUT, Fault.BROKEN])
