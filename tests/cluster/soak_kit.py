@@ -53,7 +53,11 @@ def _well() -> Attempt:
 
 
 def _one(code: int, message: str = "", reason: str = "", role: str = "worker") -> Attempt:
-    return (Ending(role, 0, code, message, reason, after=SOON),)
+    """One pod ends; where that is no end of the job, the other loses its peer a moment later, as the launcher does."""
+    end = Ending(role, 0, code, message, reason, after=SOON)
+    if code < 128:
+        return (end,)
+    return (end, Ending("master" if role == "worker" else "worker", 0, 160, after=5 * SOON))
 
 
 def _told(reason: Reason, step: int = 3) -> str:

@@ -98,12 +98,16 @@ class Soak:
             with contextlib.suppress(asyncio.CancelledError):
                 await trouble
             await self._start()
-        await self._until(lambda: not list(settled(wave, self._look)), lambda: list(settled(wave, self._look)))
+        await self._until(lambda: not list(settled(wave, self._look)), lambda: self._unsettled(wave))
         wrong = [text for name, story in wave.items() if (text := verdict(name, story, self._look(name)))]
         assert not wrong, "\n".join(wrong)
         await self._client.delete(objects.JOBS.format(self._namespace), {"propagationPolicy": "Background"})
         await self._empty()
         return await self._held()
+
+    def _unsettled(self, wave: dict[str, Story]) -> list[str]:
+        late = [verdict(name, wave[name], self._look(name)) for name in settled(wave, self._look)]
+        return [*late, *self._people.errors]
 
     def _look(self, name: str) -> dict[str, Any] | None:
         return self._people.job(self._namespace, name)
