@@ -177,8 +177,7 @@ class World:
         return self.cluster.kubectl("-n", self.namespace, *arguments, **options)
 
     def get(self, kind: str, name: str) -> Object | None:
-        text = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
-        return json.loads(text) if text.strip() else None
+        return self.cluster.read.find(kind, name, self.namespace)
 
     def status(self, name: str) -> Object:
         found = self.get("ptj", name)

@@ -43,7 +43,9 @@ class Space:
         self.apply({"kind": "Pod", "metadata": {"name": name}, "spec": body})
 
     def pod(self, name: str) -> Object:
-        return self.cluster.get("pod", name, "-n", self.name)
+        found = self.cluster.read.find("pod", name, self.name)
+        assert found is not None, f"there is no pod {name} in {self.name}"
+        return found
 
     def state(self, name: str) -> Object:
         """The state of the first container, {} while there is none."""
@@ -77,8 +79,7 @@ class Space:
 def space(shared_cluster: Cluster) -> Iterator[Space]:
     name = f"t-{uuid.uuid4().hex[:8]}"
     shared_cluster.kubectl("create", "namespace", name)
-    account = ("get", "serviceaccount", "default", "-n", name, "--ignore-not-found", "-o", "name")
-    while not shared_cluster.kubectl(*account):
+    while shared_cluster.read.find("serviceaccount", "default", name) is None:
         time.sleep(0.05)
     yield Space(shared_cluster, name)
     shared_cluster.kubectl("delete", "namespace", name, "--wait=false")

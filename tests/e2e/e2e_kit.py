@@ -85,12 +85,13 @@ class Bench:
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """One object."""
-        return dict(json.loads(self.kubectl("get", kind, name, "-o", "json")))
+        found = self.find(kind, name)
+        assert found is not None, f"there is no {kind} {name} in {self.namespace}"
+        return found
 
     def find(self, kind: str, name: str) -> dict[str, Any] | None:
         """One object, None where it is not there."""
-        text = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
-        return dict(json.loads(text)) if text.strip() else None
+        return self.cluster.read.find(kind, name, self.namespace)
 
     def items(self, kind: str, *selection: str) -> list[dict[str, Any]]:
         """All objects of a kind."""
@@ -98,7 +99,7 @@ class Bench:
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """A job's pods."""
-        return self.items("pods", "-l", f"posttrain.dev/job-name={name}")
+        return self.cluster.read.items("pod", self.namespace, f"posttrain.dev/job-name={name}")
 
     def status(self, name: str) -> dict[str, Any]:
         """A job's status, empty before the first visit."""
