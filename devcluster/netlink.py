@@ -75,6 +75,13 @@ def make_bridge(name: str, address: str, prefix: int) -> None:
         ip.route("add", family=socket.AF_INET, dst="0.0.0.0/0", oif=bridge)
 
 
+def remove_link(name: str) -> None:
+    """Take a link away, with its other end; one that has gone by itself is success."""
+    with IPRoute() as ip:
+        for index in ip.link_lookup(ifname=name):
+            ip.link("del", index=index)
+
+
 def add_address(link: str, address: str, prefix: int = 32) -> None:
     """Put a further address on a link; one that is there already is left alone."""
     with IPRoute() as ip:

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import socket
+import threading
 from dataclasses import dataclass
 
 from devcluster import netlink
@@ -22,6 +23,8 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 BRIDGE = "br0"
+_ADDRESSES = 253
+"""Of pods on one node."""
 
 
 @dataclass(frozen=True)
@@ -104,20 +107,25 @@ class Sandboxes:
     def __init__(self) -> None:
         self._counter = itertools.count()
         self._used: set[str] = set()
+        self._last: dict[int, int] = {}
 
     def _address(self, node: int) -> str:
-        for last in range(2, 255):
-            address = f"10.244.{node + 1}.{last}"
+        """The one that has been free for longest: whoever spoke to its last holder may not have forgotten it yet."""
+        begin = self._last.get(node, 0)
+        for step in range(_ADDRESSES):
+            place = (begin + step) % _ADDRESSES
+            address = f"10.244.{node + 1}.{2 + place}"
             if address not in self._used:
                 self._used.add(address)
+                self._last[node] = place + 1
                 return address
-        raise OSError(f"node {node} has no free pod address (253 in use)")
+        raise OSError(f"node {node} has no free pod address ({_ADDRESSES} in use)")
 
     async def make(self, node: int) -> "Sandbox":
         """A namespace with an address on the bridge."""
         address = self._address(node)
         veth = f"v{next(self._counter)}"
-        return Sandbox(await asyncio.to_thread(_make, veth, address), address, self)
+        return Sandbox(await asyncio.to_thread(_make, veth, address), address, veth, self)
 
     def release(self, address: str) -> None:
         """The address may be used again."""
@@ -132,15 +140,23 @@ def _make(veth: str, address: str) -> int:
 
 @dataclass
 class Sandbox:
-    """One pod's network: a namespace descriptor and its address."""
+    """One pod's network: a namespace descriptor, its address, and the bridge's end of its link."""
 
     namespace: int
     address: str
+    veth: str
     owner: Sandboxes
 
     def close(self) -> None:
-        """Give the namespace up; its veth goes with the last process in it."""
+        """Give the namespace up. Its link is taken away and does not wait for the kernel to clean up: as long as it is
+        there, it answers for an address that the next pod may have, and resets that one's connections."""
         if self.namespace >= 0:
             os.close(self.namespace)
             self.namespace = -1
+            threading.Thread(target=self._disconnect, name=f"end of {self.veth}").start()
+
+    def _disconnect(self) -> None:
+        try:
+            netlink.remove_link(self.veth)
+        finally:
             self.owner.release(self.address)

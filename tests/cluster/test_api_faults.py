@@ -159,10 +159,11 @@ def test_a_short_fault(rig: Rig, world: World, fault: Fault) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(360)
-@pytest.mark.parametrize("fault", EVERY)
+@pytest.mark.parametrize("fault", [fault for fault in EVERY if not ends_itself(fault)])
 def test_a_long_fault(rig: Rig, world: World, fault: Fault) -> None:
-    ends = suffered(rig, world, fault, LONG)
-    assert ends == [] or ends_itself(fault)
+    """Not for one that ends the operator: what it knew of a pod's end goes with it, and nobody here makes lost pods
+    anew."""
+    assert suffered(rig, world, fault, LONG) == []
 
 
 @pytest.mark.parametrize("fault", [Fault.BUSY, Fault.UNAVAILABLE, Fault.CUT, Fault.BROKEN])
