@@ -23,8 +23,6 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 BRIDGE = "br0"
-_ADDRESSES = 253
-"""Of pods on one node."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +105,15 @@ class Sandboxes:
     def __init__(self) -> None:
         self._counter = itertools.count()
         self._used: set[str] = set()
-        self._last: dict[int, int] = {}
 
     def _address(self, node: int) -> str:
-        """The one that has been free for longest: whoever spoke to its last holder may not have forgotten it yet."""
-        begin = self._last.get(node, 0)
-        for step in range(_ADDRESSES):
-            place = (begin + step) % _ADDRESSES
-            address = f"10.244.{node + 1}.{2 + place}"
+        """The lowest that is free: a pod that a restored node starts again gets the one that it had."""
+        for last in range(2, 255):
+            address = f"10.244.{node + 1}.{last}"
             if address not in self._used:
                 self._used.add(address)
-                self._last[node] = place + 1
                 return address
-        raise OSError(f"node {node} has no free pod address ({_ADDRESSES} in use)")
+        raise OSError(f"node {node} has no free pod address (253 in use)")
 
     async def make(self, node: int) -> "Sandbox":
         """A namespace with an address on the bridge."""
