@@ -96,11 +96,8 @@ def over(job: JobFacts, view: AttemptView) -> dict[str, Any]:
     them: what these said is not the next one's failure. Empty where all are recorded."""
     if all(pod.uid in view.recorded for pod in view.pods):
         return {}
-    return {
-        **(job.status.get("attempt") or {}),
-        "number": max(1, view.number),
-        "podUIDs": list(view.joined()),
-    }
+    attempt = job.status.get("attempt") or {}
+    return {**attempt, "number": max(1, view.number), "podUIDs": list(view.joined())}
 
 
 def ripe(view: AttemptView, seen: Observation, now: datetime) -> float:

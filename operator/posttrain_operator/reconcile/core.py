@@ -97,12 +97,11 @@ def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
     waiting = restarting(job, seen, view, now) if known and view.live else None
     if waiting:
         return waiting
-    past = {} if view.live else over(job, view)
     verdict = intake(job, seen, now)
-    verdict = verdict.having(attempt=past) if past else verdict
-    if not (known or past):
-        return verdict
-    return verdict.having(attempts=max(view.attempts, int(past.get("number", view.number)) + 1))
+    past = {} if view.live else over(job, view)
+    if past:
+        return verdict.having(attempt=past, attempts=max(view.attempts, past["number"] + 1))
+    return verdict.having(attempts=max(view.attempts, view.number + 1)) if known else verdict
 
 
 def _followed(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:

@@ -48,8 +48,7 @@ def _suspend(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
         return stopping.doing(patch=(set_suspend(child, True),))
     if view.live:
         message = f"waits for {len(view.live)} pod(s) to stop"
-        waiting = starting(job.status.get("state", "Pending"), "Suspending", message)
-        return waiting.doing(delete=condemned(view.old_live, seen, now)) if view.closed else waiting
+        return _clearing(starting(job.status.get("state", "Pending"), "Suspending", message), seen, view, now)
     verdict = suspended(
         Reason.USER_SUSPENDED, "spec.suspend is true; set it to false to go on from the last checkpoint"
     )
@@ -66,6 +65,11 @@ def _hold(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) ->
     verdict = verdict.having(attempt=attempt) if view.closed else verdict
     if not child.suspended:
         return verdict.doing(patch=(set_suspend(child, True),)).after(0)  # no watch need tell of our own patch
+    return _clearing(verdict, seen, view, now)
+
+
+def _clearing(verdict: Verdict, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
+    """Pods of an attempt that is over do not wait out their grace."""
     return verdict.doing(delete=condemned(view.old_live, seen, now)) if view.closed else verdict
 
 
@@ -85,13 +89,11 @@ def _resume(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) 
     assert seen.child is not None
     verdict = starting("Restarting" if view.number else "Pending", "Resuming", "the pods are being made again")
     if view.live:
-        waiting = starting(
-            "Restarting" if view.closed else "Suspended", "Resuming", f"waits for {len(view.live)} old pod(s) to go"
-        )
-        return waiting.doing(delete=condemned(view.old_live, seen, now)) if view.closed else waiting
+        state = "Restarting" if view.closed else "Suspended"
+        waiting = starting(state, "Resuming", f"waits for {len(view.live)} old pod(s) to go")
+        return _clearing(waiting, seen, view, now)
     if view.number and not view.closed:
         verdict = verdict.having(usage=accounting.closing(job, now, lost=False))
+    verdict = verdict.having(attempts=view.number + 1).doing(patch=(set_suspend(seen.child, False),))
     past = over(job, view)
-    attempts = int(past.get("number", view.number)) + 1
-    verdict = verdict.having(attempt=past) if past else verdict
-    return verdict.having(attempts=attempts).doing(patch=(set_suspend(seen.child, False),))
+    return verdict.having(attempt=past, attempts=past["number"] + 1) if past else verdict
