@@ -6,12 +6,13 @@ property of the thread). Nothing here knows about pods or clusters.
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute, NetlinkError
 
 from devcluster.processes import LIBC
 
@@ -79,7 +80,11 @@ def remove_link(name: str) -> None:
     """Take a link away, with its other end; one that has gone by itself is success."""
     with IPRoute() as ip:
         for index in ip.link_lookup(ifname=name):
-            ip.link("del", index=index)
+            try:
+                ip.link("del", index=index)
+            except NetlinkError as error:
+                if error.code != errno.ENODEV:  # the kernel took it meanwhile
+                    raise
 
 
 def add_address(link: str, address: str, prefix: int = 32) -> None:

@@ -1,8 +1,12 @@
-"""What all tests share: the order in which groups are handed to pytest-xdist's workers."""
+"""What all tests share: the order in which groups are handed to pytest-xdist's workers, and patience with them."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.hookimpl(trylast=True)

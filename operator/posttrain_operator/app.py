@@ -203,6 +203,7 @@ async def _serve(parts: Parts, started: Callable[[], None]) -> None:
             task.result()
         raise RuntimeError(f"{next(iter(done)).get_name()} ended without being told to")
     finally:
+        await parts.leadership.end_writing()  # before the workers are cancelled in the middle of a request
         await _end([watching, *ours])
 
 

@@ -1,6 +1,7 @@
-"""What was found out about objects that are not watched, for a short while.
+"""What was found out about objects that are not watched, and what a spec was understood to ask for, for a short while.
 
-Filled by the executor (names that were taken, refusals) and the observer (claims that exist), read by the observer.
+Filled by the executor (names that were taken, refusals) and the observer (claims that exist, intents), read by the
+observer.
 Everything here may be forgotten at any time: the next try finds it again.
 """
 
@@ -10,7 +11,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from posttrain_operator.facts import Found, Refusal
+from posttrain_operator.facts import Found, Intent, Refusal
+from posttrain_operator.reconcile.relatives import Family
 from posttrain_operator.records import Key
 
 K = TypeVar("K", bound=Hashable)
@@ -49,6 +51,16 @@ class Published:
     bundle: str | None
 
 
+@dataclass(frozen=True)
+class Understood:
+    """An intent with all that it was made from."""
+
+    uid: str
+    generation: int
+    family: Family
+    intent: Intent
+
+
 class Findings:
     """All of them, by job."""
 
@@ -57,6 +69,7 @@ class Findings:
         self.obstacle: Recent[Key, Found] = Recent(seconds, clock)
         self.refusal: Recent[Key, Refusal] = Recent(seconds, clock)
         self.exists: Recent[tuple[str, str, str], bool] = Recent(seconds, clock)
+        self.understood: Recent[Key, Understood] = Recent(seconds, clock)
         self.published: dict[Key, Published] = {}
 
     def forget(self, key: Key) -> None:
@@ -72,4 +85,4 @@ class Findings:
         self.exists.sweep()
 
     def _by_job(self) -> tuple[Recent[Key, Any], ...]:
-        return (self.config, self.obstacle, self.refusal)
+        return (self.config, self.obstacle, self.refusal, self.understood)

@@ -195,3 +195,33 @@ def test_a_permanent_end_goes_first() -> None:
     cluster.end(cluster.uid("master"), 163, HELD)
     everybody(cluster)
     assert (cluster.status["state"], cluster.status["reason"]) == ("Failed", "NonFinite")
+
+
+def test_its_word_shows_after_a_restart_was_decided() -> None:
+    """Its peer went first, which was to be a restart: it is none, and no pod of either attempt trains on."""
+    cluster = running()
+    cluster.vanish(cluster.uid("worker"))
+    cluster.training_operator()
+    cluster.pass_time(60)
+    cluster.step()
+    assert cluster.status["restarts"]["byCause"] == {"PeerLost": 1}
+    cluster.end(cluster.uid("master"), 163, HELD)
+    cluster.step()
+    deleted = {pod.uid for pod in cluster.step().delete}
+    assert deleted == set(cluster.pods)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["reason"]) == ("Suspended", "GuardSuspended")
+    assert (cluster.status["restarts"]["total"], cluster.status["restarts"]["byCause"]) == (0, {})
+    assert cluster.status["message"].startswith("master-0 (rank 0, step 6")
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_the_users_word_holds_where_a_write_is_refused(refused: int) -> None:
+    cluster = held()
+    cluster.edit(suspend=True)
+    everybody(cluster)
+    cluster.edit(suspend=False)
+    for _ in range(2):
+        cluster.step(prefix=refused)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)

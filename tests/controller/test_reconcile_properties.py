@@ -55,17 +55,19 @@ class Life(RuleBasedStateMachine):
 
     def _decided(self) -> bool:
         status = self.cluster.status
-        return int(status.get("attempts", 0)) > int((status.get("attempt") or {}).get("number", 0))
+        closed = int(status.get("attempts", 0)) > int((status.get("attempt") or {}).get("number", 0))
+        return closed or status.get("reason") == Reason.GUARD_SUSPENDED
 
-    @rule(prefix=st.none() | st.integers(0, 3))
-    def operator(self, prefix: int | None) -> None:
+    @rule(prefix=st.none() | st.integers(0, 3), lives=st.booleans())
+    def operator(self, prefix: int | None, lives: bool) -> None:
+        """A pass that is cut short: the process dies there, or it lives and a request of its was refused."""
         decided = self._decided()
         actions = self.cluster.step(prefix)
         doomed = [delete for delete in actions.delete if delete.kind is Object.POD]
         kept = [delete for delete in doomed if delete.grace_seconds != 0 or not self.cluster.unready]
         assert decided or not kept, "pods are deleted only after the decision is in the status"
         assert len({delete.uid for delete in doomed}) == len(doomed), "a pod is deleted once in a pass"
-        if prefix is not None:
+        if prefix is not None and not lives:
             self.cluster.forget()
 
     @rule()

@@ -208,3 +208,40 @@ def test_a_deleted_child_is_made_again() -> None:
     assert cluster.status["state"] == "Running"
     assert cluster.child is not None
     assert cluster.status["backend"]["uid"] == cluster.child["metadata"]["uid"]
+
+
+@pytest.mark.parametrize("code", [137, 143])
+@pytest.mark.parametrize("refused", [0, 1])
+def test_resuming_costs_nothing_where_a_write_is_refused(code: int, refused: int) -> None:
+    """The operator lives on and remembers how the old pods ended; all writes after the first `refused` come later."""
+    cluster = running_cluster()
+    cluster.edit(suspend=True)
+    cluster.settle()
+    for uid in list(cluster.pods):
+        cluster.terminate(uid, 30)
+        cluster.end(uid, code)
+    everybody(cluster)
+    assert cluster.status["reason"] == "UserSuspended"
+    cluster.edit(suspend=False)
+    for _ in range(2):
+        cluster.step(prefix=refused)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+    assert "restarts" not in cluster.status
+
+
+def test_what_ended_before_it_was_recorded_is_not_the_next_childs_failure() -> None:
+    """A restart was decided, its replacements were never recorded, and the child is deleted with them."""
+    cluster = running_cluster()
+    cluster.end(cluster.uid("worker"), 137, reason="OOMKilled")
+    cluster.step()
+    cluster.step()
+    cluster.kubelet()
+    cluster.training_operator()
+    cluster.run_all()
+    cluster.lose_child()
+    cluster.kubelet()
+    assert len(cluster.gone) == 4
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+    assert cluster.status["restarts"]["byCause"] == {"OutOfMemory": 1}

@@ -69,10 +69,9 @@ class Election:
 
     def pause(self, now: float) -> float:
         """Seconds until the next request: a standby looks twice as often as a leader renews, and takes at once what is
-        free."""
+        free. A leader that has not renewed for longer than it rests does so as soon as it has read the lease."""
         standby = 0.0 if self.fresh and self._free(now) else 0.5
-        leader = 1.0 if self.fresh else 0.25
-        return self.terms.retry * (leader if self.leads(now) else standby)
+        return self.terms.retry * (self._haste(now) if self.leads(now) else standby)
 
     def observed(self, lease: Lease | None, now: float) -> Election:
         """The lease was read; None: there is none. One that vanished is waited for as if it were still held."""
@@ -99,6 +98,11 @@ class Election:
     def unsure(self) -> Election:
         """A request failed: it may have been carried out all the same."""
         return replace(self, fresh=False)
+
+    def _haste(self, now: float) -> float:
+        assert self.until is not None
+        renewed = self.until - self.terms.renew
+        return 0.25 if not self.fresh else 0.0 if now >= renewed + self.terms.retry else 1.0
 
     def _free(self, now: float) -> bool:
         return not self.seen.holder or now >= self.seen_at + self._patience()

@@ -60,11 +60,15 @@ class Leadership:
         await self._elector.leading.wait()
         self._told.health.standing_by = False
 
+    async def end_writing(self) -> bool:
+        """No write is sent any more; whether all that were under way have had their answers."""
+        self.fence.shut()
+        return await self.fence.emptied(DRAIN)
+
     async def hand_over(self, keeper: asyncio.Task[Any]) -> None:
         """Ends all writing, and gives the lease up once every write that was under way has had its answer: so that none
         of ours can come after the first of the next leader's. `keeper` runs `keep`."""
-        self.fence.shut()
-        if not await self.fence.emptied(DRAIN):
+        if not await self.end_writing():
             log.warning("a write has no answer yet: the lease is not given up, the next leader waits for its end")
             return
         if keeper.done():

@@ -6,6 +6,7 @@ Called by the worker for each key of the queue. See the package for the order of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -99,8 +100,9 @@ def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
         return waiting
     verdict = intake(job, seen, now)
     past = {} if view.live else over(job, view)
-    if past:
-        return verdict.having(attempt=past, attempts=max(view.attempts, past["number"] + 1))
+    if past:  # written before the new child has pods of its own
+        told = verdict.having(attempt=past, attempts=max(view.attempts, past["number"] + 1))
+        return replace(told, silent=False)
     return verdict.having(attempts=max(view.attempts, view.number + 1)) if known else verdict
 
 

@@ -45,11 +45,12 @@ def _decided(job: JobFacts, end: PodEnd) -> Verdict:
 
 
 def _held(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
-    """Pods that replaced the ended ones before the child was suspended are not to train on: they get no grace."""
+    """Pods that replaced the ended ones before the child was suspended are not to train on: they get no grace. Where a
+    restart had been decided before the guard's word was read, none of the pods is."""
     child, message = seen.child, str(job.status.get("message") or "a guard has suspended the training")
     if view.live or (child is not None and not child.suspended):
         stopping = starting(job.status.get("state", "Running"), Reason.GUARD_SUSPENDED, message)
-        stopping = stopping.doing(delete=condemned(view.fresh, seen, now))
+        stopping = stopping.doing(delete=condemned(view.live if view.closed else view.fresh, seen, now))
         due = child is not None and not child.suspended and not child.deleting
         return stopping.doing(patch=(set_suspend(child, True),)) if due and child is not None else stopping
     verdict = suspended(Reason.GUARD_SUSPENDED, message)

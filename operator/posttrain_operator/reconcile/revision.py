@@ -34,6 +34,9 @@ def revising(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
     if cause is None:
         return None
     before = replace(job, status={**job.status, "restarts": _uncounted(job.status["restarts"])})
+    if cause.reason is Reason.GUARD_SUSPENDED:  # the job is held, which is no restart
+        held = starting("Restarting", cause.reason, cause.told)
+        return held.having(restarts=before.status["restarts"], failure=dict(cause.failure)).after(0)
     end = exhausted(before, cause)
     if end is not None:
         return end.having(usage=accounting.closing(job, now, lost=False))

@@ -45,7 +45,7 @@ def _suspend(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
     assert child is not None
     if not child.suspended:
         stopping = starting(job.status.get("state", "Pending"), "Suspending", "the pods save their state and stop")
-        return stopping.doing(patch=(set_suspend(child, True),))
+        return stopping.doing(patch=(set_suspend(child, True),)).after(0)  # no watch need tell of our own patch
     if view.live:
         message = f"waits for {len(view.live)} pod(s) to stop"
         return _clearing(starting(job.status.get("state", "Pending"), "Suspending", message), seen, view, now)
@@ -64,7 +64,7 @@ def _hold(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) ->
     attempt = {**(job.status.get("attempt") or {}), "podUIDs": list(view.joined())}
     verdict = verdict.having(attempt=attempt) if view.closed else verdict
     if not child.suspended:
-        return verdict.doing(patch=(set_suspend(child, True),)).after(0)  # no watch need tell of our own patch
+        return verdict.doing(patch=(set_suspend(child, True),)).after(0)
     return _clearing(verdict, seen, view, now)
 
 
@@ -84,16 +84,18 @@ def _waiting(job: JobFacts, view: AttemptView) -> Verdict:
 
 
 def _resume(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
-    """The next attempt is decided on with the patch; a crash between them costs nothing, its pods are all new. Where
-    the suspension was taken back before the last pod had gone, the old attempt's time is not yet added."""
+    """The next attempt is decided on first: from then on what the old pods said is of the past, whatever becomes of the
+    patch. Where the suspension was taken back before the last pod had gone, the old attempt's time is not yet added."""
     assert seen.child is not None
     verdict = starting("Restarting" if view.number else "Pending", "Resuming", "the pods are being made again")
     if view.live:
         state = "Restarting" if view.closed else "Suspended"
         waiting = starting(state, "Resuming", f"waits for {len(view.live)} old pod(s) to go")
         return _clearing(waiting, seen, view, now)
+    past = over(job, view)
+    if view.closed and not past:
+        return verdict.having(attempts=view.number + 1).doing(patch=(set_suspend(seen.child, False),))
     if view.number and not view.closed:
         verdict = verdict.having(usage=accounting.closing(job, now, lost=False))
-    verdict = verdict.having(attempts=view.number + 1).doing(patch=(set_suspend(seen.child, False),))
-    past = over(job, view)
+    verdict = verdict.having(attempts=view.number + 1).after(0)
     return verdict.having(attempt=past, attempts=past["number"] + 1) if past else verdict
