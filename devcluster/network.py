@@ -107,7 +107,7 @@ class Sandboxes:
         self._used: set[str] = set()
 
     def _address(self, node: int) -> str:
-        """The lowest that is free: a pod that a restored node starts again gets the one that it had."""
+        """The lowest that is free: a lone pod that a restored node starts again gets the one that it had."""
         for last in range(2, 255):
             address = f"10.244.{node + 1}.{last}"
             if address not in self._used:

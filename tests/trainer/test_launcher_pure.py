@@ -98,7 +98,8 @@ def test_attempts_count_and_forget_fruitless_ones_after_progress(tmp_path: Path)
 @given(st.integers(0, 40), st.floats(0, 1, exclude_max=True))
 def test_backoff(fruitless: int, chance: float) -> None:
     seconds = attempt.backoff_seconds(fruitless, chance, {})
-    assert seconds == 0 if fruitless == 0 else min(2**fruitless, 30) / 2 <= seconds <= 30
+    full = min(2**fruitless, 30)
+    assert seconds == 0 if fruitless == 0 else full / 2 <= seconds <= full
     assert attempt.backoff_seconds(fruitless, chance, {"POSTTRAIN_BACKOFF_SCALE": "0"}) == 0
 
 

@@ -1,9 +1,9 @@
 """The attempt record on storage: which attempt this is, and how long to wait before it.
 
-Node 0's launcher writes it at each start. The number fences what a cut-off predecessor still writes (fence.py). The
-operator pauses between attempts that bring nothing, with no pods; while none runs the controller recreates pods at
-once, and then the pause is the launcher's: 2ⁿ seconds, n the number of attempts in a row without a new checkpoint, at
-most 30, with jitter. The GPUs idle meanwhile, so it is no longer.
+Node 0's launcher writes it at each start. The number fences what a cut-off predecessor still writes (fence.py). After
+an attempt that never trained the operator pauses, with no pods. The pause here is for those that trained and saved
+nothing, and for when no operator runs and the controller recreates pods at once: 2ⁿ seconds, n the number of attempts
+in a row without a new checkpoint, with jitter; at most 30, because the GPUs idle meanwhile.
 """
 
 from __future__ import annotations
