@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ SYSTEM = "posttrain-system"
 ACCOUNT = "posttrain-operator"
 LEASE = "posttrain-operator"
 NODE = "node-a"
+PROGRAM = ("-m", "posttrain_operator")
 Object = dict[str, Any]
 
 
@@ -79,11 +80,13 @@ def operator_kubeconfig(cluster: Cluster, folder: Path) -> Path:
 
 class Operator:
     """One operator process. `log` is the file of its stderr. It leads at once, as if the lease of one before it had run
-    out, unless `queues`: then it waits as it would in a cluster."""
+    out, unless `queues`: then it waits as it would in a cluster. `program`: what Python runs instead of it."""
 
     cluster: ClassVar[Cluster | None] = None
 
-    def __init__(self, kubeconfig: Path, log: Path, queues: bool = False, **environ: str) -> None:
+    def __init__(
+        self, kubeconfig: Path, log: Path, queues: bool = False, program: Sequence[str] = PROGRAM, **environ: str
+    ) -> None:
         self.log = log
         if self.cluster and not queues and "LEASE_NAME" not in environ:
             self.cluster.kubectl("delete", "lease", LEASE, "-n", SYSTEM, "--ignore-not-found")
@@ -100,7 +103,7 @@ class Operator:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         with log.open("ab") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "posttrain_operator"],
+                [sys.executable, *program],
                 env={**kept, **env, "KUBECONFIG": str(kubeconfig)},
                 stderr=sink,
                 stdout=sink,
@@ -123,11 +126,11 @@ class Operator:
 
 
 @contextlib.contextmanager
-def operator(cluster: Cluster, folder: Path, **environ: str) -> Iterator[Operator]:
+def operator(cluster: Cluster, folder: Path, program: Sequence[str] = PROGRAM, **environ: str) -> Iterator[Operator]:
     """A ready operator, ended with the block."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"operator-{time.monotonic_ns()}.log"
-    running = Operator(operator_kubeconfig(cluster, folder), log, **environ)
+    running = Operator(operator_kubeconfig(cluster, folder), log, program=program, **environ)
     try:
         yield running.ready()
     finally:
