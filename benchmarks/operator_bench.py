@@ -102,7 +102,8 @@ class Bench:
             await self._warm_up()
             for size in self._plan.sizes:
                 note(f"{size:,} jobs")
-                self.columns[f"{size:,} jobs"] = await self._size(size)
+                figures = self.columns.setdefault(f"{size:,} jobs", {})
+                await self._size(size, figures)
             self._stop()
             if self._plan.peer:
                 count = min(self._plan.burst, self._plan.sizes[-1])
@@ -119,17 +120,18 @@ class Bench:
         self._templates = await operator_phases.templates(self._world, probe)
         await self._world.clear(probe)
 
-    async def _size(self, size: int) -> Figures:
+    async def _size(self, size: int, figures: Figures) -> None:
+        """Fills `figures` part by part: what is interrupted keeps what it has."""
         world, plan = self._world, self._plan
         probe, rush = world.hands(world.probe), world.hands(world.rush)
         count, running = min(plan.burst, size), min(size, MOST_RUNNING)
         if self._operator is None:
             await self._start()
-        figures = await operator_phases.fleet(world, self._running(), running)
+        figures |= await operator_phases.fleet(world, self._running(), running)
         self._stop()
         await operator_phases.archive(world, self._templates, size - running - self._archived)
         self._archived = size - running
-        rounds = []
+        rounds: list[Figures] = []
         for number in range(plan.rounds):
             measured = await operator_phases.bare(world, rush, self._templates["started"], count)
             measured |= await self._start()
@@ -142,7 +144,8 @@ class Bench:
             if number == plan.rounds - 1:
                 figures |= await operator_phases.steady(world, self._running(), running, plan.steady)
             self._stop()
-        return figures | together(rounds) | await operator_phases.no_op(world)
+        figures |= together(rounds)
+        figures |= await operator_phases.no_op(world)
 
     async def _start(self) -> Figures:
         self._operator, figures = await operator_phases.started(self._world)
@@ -212,7 +215,7 @@ def main() -> None:
     with folder(options.keep) as place, control_plane(host_network=True) as cluster:
         bench = measure(cluster, place, plan)
     show(bench, options.json)
-    sys.exit(0 if bench.columns else 1)
+    sys.exit(0 if any(bench.columns.values()) else 1)
 
 
 if __name__ == "__main__":

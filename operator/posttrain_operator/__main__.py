@@ -9,6 +9,7 @@ import sys
 
 from posttrain_operator import logs
 from posttrain_operator.app import run
+from posttrain_operator.process import tune
 from posttrain_operator.settings import Settings, SettingsError, read_settings
 
 _PATIENCE = 1.0
@@ -22,6 +23,7 @@ def main() -> int:
         print(f"posttrain_operator: {error}", file=sys.stderr)
         return 2
     logs.configure(settings)
+    tune()
     return asyncio.run(_whole(settings))
 
 

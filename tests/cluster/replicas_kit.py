@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import socket
 import ssl
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -74,6 +77,23 @@ class Replica(Operator):
 def replica(cluster: Cluster, folder: Path, name: str, kubeconfig: Path | None = None, **environ: str) -> Replica:
     folder.mkdir(parents=True, exist_ok=True)
     return Replica(kubeconfig or operator_kubeconfig(cluster, folder), folder / f"{name}.log", **environ)
+
+
+@contextlib.contextmanager
+def two(
+    cluster: Cluster, folder: Path, kubeconfig: Path | None = None, **environ: str
+) -> Iterator[tuple[Replica, Replica]]:
+    """A leader with complete lists, and a standby; both end with the block. `kubeconfig`: the leader's way to the API
+    server."""
+    cluster.kubectl("delete", "lease", LEASE, "-n", SYSTEM, "--ignore-not-found")
+    begun = [replica(cluster, folder / "a", "first", kubeconfig, **environ)]
+    try:
+        begun[0].ready(PATIENCE)
+        begun.append(replica(cluster, folder / "b", "second", **environ))
+        yield begun[0], begun[1].stands_by()
+    finally:
+        for each in begun:
+            each.stop(signal.SIGKILL)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from replicas_kit import (
     lease_holder,
     no_double_action,
     replica,
+    two,
     written,
 )
 from test_operator_flow import started
@@ -39,17 +40,8 @@ EXIT_LOST = 4
 @pytest.fixture
 def pair(plane: Cluster, tmp_path: Path) -> Iterator[tuple[Replica, Replica]]:
     """A leader with complete lists, and a standby."""
-    plane.kubectl("delete", "lease", LEASE, "-n", SYSTEM, "--ignore-not-found")
-    first = replica(plane, tmp_path / "a", "first")
-    second = None
-    try:
-        first.ready(PATIENCE)
-        second = replica(plane, tmp_path / "b", "second")
-        yield first, second.stands_by()
-    finally:
-        for each in (first, second):
-            if each is not None:
-                each.stop(signal.SIGKILL)
+    with two(plane, tmp_path) as both:
+        yield both
 
 
 @pytest.mark.faults
@@ -58,13 +50,7 @@ def test_the_hand_over_at_the_chart_s_own_times(
     plane: Cluster, world: World, tmp_path: Path, ending: signal.Signals, bound: float
 ) -> None:
     """No tenth of the scale, no slack: from the signal until the other holds the lease."""
-    plane.kubectl("delete", "lease", LEASE, "-n", SYSTEM, "--ignore-not-found")
-    times = {"TIME_SCALE": "1", "LEASE_SECONDS": "15"}
-    first = replica(plane, tmp_path / "a", "first", **times)
-    second = None
-    try:
-        first.ready(PATIENCE)
-        second = replica(plane, tmp_path / "b", "second", **times).stands_by()
+    with two(plane, tmp_path, TIME_SCALE="1", LEASE_SECONDS="15") as (first, second):
         names, told = burst(world, 4), datetime.now(UTC)
         first.stop(ending)
         second.ready(PATIENCE)
@@ -73,10 +59,6 @@ def test_the_hand_over_at_the_chart_s_own_times(
         waited = (taken.answered - told).total_seconds()
         print(f"{ending.name}: the lease was taken over after {waited:.1f} s")
         assert waited < bound
-    finally:
-        for each in (first, second):
-            if each is not None:
-                each.stop(signal.SIGKILL)
 
 
 def burst(world: World, count: int) -> list[str]:
@@ -144,25 +126,14 @@ def test_a_frozen_leader_writes_nothing_when_it_thaws(
 
 
 def test_a_leader_without_a_network_ends_before_another_begins(plane: Cluster, world: World, tmp_path: Path) -> None:
-    plane.kubectl("delete", "lease", LEASE, "-n", SYSTEM, "--ignore-not-found")
-    with proxy_of(plane) as proxy:
-        (tmp_path / "a").mkdir()
-        first = replica(plane, tmp_path / "a", "first", kubeconfig_through(proxy, plane, tmp_path / "a"))
-        second = None
-        try:
-            first.ready(PATIENCE)
-            second = replica(plane, tmp_path / "b", "second").stands_by()
-            proxy.fault(Fault.BLACK_HOLE)
-            names = burst(world, 3)
-            assert first.process.wait(PATIENCE) == EXIT_LOST
-            assert not [each for each in written(plane) if each.by(second.identity) and each.resource == "leases"]
-            second.ready(PATIENCE)
-            served(world, names)
-            no_double_action(plane, world.namespace, [first, second])
-        finally:
-            for each in (first, second):
-                if each is not None:
-                    each.stop(signal.SIGKILL)
+    with proxy_of(plane) as proxy, two(plane, tmp_path, kubeconfig_through(proxy, plane, tmp_path)) as (first, second):
+        proxy.fault(Fault.BLACK_HOLE)
+        names = burst(world, 3)
+        assert first.process.wait(PATIENCE) == EXIT_LOST
+        assert not [each for each in written(plane) if each.by(second.identity) and each.resource == "leases"]
+        second.ready(PATIENCE)
+        served(world, names)
+        no_double_action(plane, world.namespace, [first, second])
 
 
 def test_a_lease_that_somebody_takes_ends_the_leader(plane: Cluster, pair: tuple[Replica, Replica]) -> None:
