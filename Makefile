@@ -164,7 +164,7 @@ demo: env images-local binaries ## a real control plane on this machine, and tra
 bench-trainer: env ## tokens per second and memory beside TRL's trainers (BENCH_ARGS="--quick" or --help for more)
 	$(PY) -m benchmarks.trainer_vs_trl $(BENCH_ARGS) </dev/null
 
-bench-operator: env binaries ## 100, 1,000 and 10,000 jobs in a real API server, half an hour (BENCH_ARGS="--quick" or --help for more)
+bench-operator: env binaries ## 100, 1,000 and 10,000 jobs in a real API server, three quarters of an hour (BENCH_ARGS="--quick" or --help for more)
 	$(PY) -m benchmarks.operator_bench $(BENCH_ARGS) </dev/null
 
 learn: env .build/plot/.stamp ## SFT, DPO and GRPO on GSM8K on this CPU, with curves: GSM8K=folder of the published files

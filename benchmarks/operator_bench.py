@@ -30,8 +30,8 @@ from benchmarks.operator_world import World
 from devcluster.testing import Cluster, control_plane
 
 EXAMPLES = """examples:
-  make bench-operator                                          everything; on two cores about half an hour
-  make bench-operator BENCH_ARGS=--quick                       100 jobs, small samples: about three minutes
+  make bench-operator                                          everything; on two cores three quarters of an hour
+  make bench-operator BENCH_ARGS=--quick                       100 jobs, small samples: about four minutes
   python -m benchmarks.operator_bench --jobs 100,1000          without the largest size
   python -m benchmarks.operator_bench --jobs 1000 --no-peer --keep /tmp/bench
 
