@@ -228,7 +228,8 @@ async def _reporting(
 
 
 async def no_op(world: World) -> Figures:
-    """A whole resync, with all time constants at a twentieth: every job is looked at, nothing may be written.
+    """A whole resync, with all time constants at a twentieth: every unfinished job is looked at, nothing may
+    be written.
 
     Nobody waits for it to be quiet first: at this scale it opens silent watches anew all the time."""
     operator = Operator(world.kubeconfig, world.folder, {"TIME_SCALE": "0.05", "LEASE_SECONDS": "300"})

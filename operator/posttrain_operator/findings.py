@@ -7,6 +7,7 @@ Everything here may be forgotten at any time: the next try finds it again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,13 +18,15 @@ from posttrain_operator.records import Key
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+_MOST_UNDERSTOOD = 1000
+"""Each takes 20 KiB, and ten thousand jobs may wait."""
 
 
 class Recent(Generic[K, V]):
-    """A map whose entries are believed for `seconds`."""
+    """A map whose entries are believed for `seconds`; of more than `most` the oldest go."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
-        self._seconds, self._clock = seconds, clock
+    def __init__(self, seconds: float, clock: Callable[[], float], most: float = math.inf) -> None:
+        self._seconds, self._clock, self._most = seconds, clock, most
         self._entries: dict[K, tuple[float, V]] = {}
 
     def get(self, key: K) -> V | None:
@@ -31,7 +34,10 @@ class Recent(Generic[K, V]):
         return entry[1] if entry and self._clock() - entry[0] < self._seconds else None
 
     def put(self, key: K, value: V) -> None:
+        self._entries.pop(key, None)
         self._entries[key] = (self._clock(), value)
+        if len(self._entries) > self._most:
+            del self._entries[next(iter(self._entries))]
 
     def drop(self, key: K) -> None:
         self._entries.pop(key, None)
@@ -69,7 +75,7 @@ class Findings:
         self.obstacle: Recent[Key, Found] = Recent(seconds, clock)
         self.refusal: Recent[Key, Refusal] = Recent(seconds, clock)
         self.exists: Recent[tuple[str, str, str], bool] = Recent(seconds, clock)
-        self.understood: Recent[Key, Understood] = Recent(seconds, clock)
+        self.understood: Recent[Key, Understood] = Recent(seconds, clock, _MOST_UNDERSTOOD)
         self.published: dict[Key, Published] = {}
 
     def forget(self, key: Key) -> None:

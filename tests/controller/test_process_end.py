@@ -50,6 +50,7 @@ async def test_the_first_failure_is_told_at_once() -> None:
     over = asyncio.Event()
     waiting, failing = asyncio.create_task(_for_ever(over)), asyncio.create_task(_fails())
     running = asyncio.create_task(_for_ever(over))  # as kopf's own wait, which is for all of them
+    asyncio.get_running_loop().call_later(6, over.set)  # or a failure of this test would wait for ever too
     try:
         with pytest.raises(RuntimeError, match="no JSON"):
             await asyncio.wait_for(_until_one_ends([waiting, failing], running), 5)

@@ -10,6 +10,9 @@ from posttrain_api.reasons import Reason
 from posttrain_api.spec.run import RESTARTS
 from posttrain_operator.actions import Object
 
+HELD = said(Reason.GUARD_SUSPENDED, 163, rank=0, step=6)
+ERROR = said(Reason.TRAINER_ERROR, 190, step=3)
+
 
 def test_a_decision_is_written_before_a_pod_is_deleted() -> None:
     cluster = running_cluster()
@@ -230,7 +233,31 @@ def test_resuming_costs_nothing_where_a_write_is_refused(code: int, refused: int
     assert "restarts" not in cluster.status
 
 
-def test_what_ended_before_it_was_recorded_is_not_the_next_childs_failure() -> None:
+@pytest.mark.parametrize(
+    ("code", "message", "reason"), [(163, HELD, "Error"), (137, "", "OOMKilled"), (190, ERROR, "Error")]
+)
+def test_a_resumption_is_no_restart_that_wants_a_cause(code: int, message: str, reason: str) -> None:
+    """A restart long ago had none, and a pod says one while its user suspends: it is of the past."""
+    cluster = running_cluster(runPolicy={"restarts": {"outOfMemory": 0}})
+    cluster.vanish(cluster.uid("worker"))
+    cluster.training_operator()
+    cluster.pass_time(60)
+    everybody(cluster)
+    before = cluster.status["restarts"]
+    assert before["byCause"] == {"PeerLost": 1}
+    cluster.edit(suspend=True)
+    cluster.step()
+    cluster.end(cluster.uid("worker"), code, message, reason)
+    everybody(cluster)
+    assert cluster.status["reason"] == "UserSuspended"
+    cluster.edit(suspend=False)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 3)
+    assert cluster.status["restarts"] == before
+
+
+@pytest.mark.parametrize("refused", [0, 1, 2, 3])
+def test_what_ended_before_it_was_recorded_is_not_the_next_childs_failure(refused: int) -> None:
     """A restart was decided, its replacements were never recorded, and the child is deleted with them."""
     cluster = running_cluster()
     cluster.end(cluster.uid("worker"), 137, reason="OOMKilled")
@@ -242,6 +269,8 @@ def test_what_ended_before_it_was_recorded_is_not_the_next_childs_failure() -> N
     cluster.lose_child()
     cluster.kubelet()
     assert len(cluster.gone) == 4
+    for _ in range(2):
+        cluster.step(prefix=refused)
     everybody(cluster)
     assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
     assert cluster.status["restarts"]["byCause"] == {"OutOfMemory": 1}

@@ -100,9 +100,9 @@ def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
         return waiting
     verdict = intake(job, seen, now)
     past = {} if view.live else over(job, view)
-    if past:  # written before the new child has pods of its own
-        told = verdict.having(attempt=past, attempts=max(view.attempts, past["number"] + 1))
-        return replace(told, silent=False)
+    if past:  # written first: what these said is not the new child's failure, whatever becomes of its making
+        told = replace(verdict, create=(), delete=(), silent=False).after(0)
+        return told.having(attempt=past, attempts=max(view.attempts, past["number"] + 1))
     return verdict.having(attempts=max(view.attempts, view.number + 1)) if known else verdict
 
 

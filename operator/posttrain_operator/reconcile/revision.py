@@ -48,6 +48,10 @@ def revising(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
 
 
 def _without_a_cause(status: Mapping[str, Any]) -> bool:
+    """Only a restart has ended the attempt with a time: a resumption has not, though an older restart left its failure
+    behind."""
+    if "endTime" not in (status.get("attempt") or {}):
+        return False
     counted = ((status.get("restarts") or {}).get("byCause") or {}).get(Reason.PEER_LOST, 0)
     return (status.get("failure") or {}).get("reason") == Reason.PEER_LOST and counted > 0
 
