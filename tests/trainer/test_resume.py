@@ -202,7 +202,9 @@ def _same(end: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_lines_are_those_of_a_training(runs: Path) -> None:
-    """What is compared is no constant: the loss moves, and two cells do not train alike."""
+    """What is compared is no constant: the loss moves, and two kinds of training do not train alike. Cells of one kind
+    do, some to the last bit: ranks and ZeRO stages change no result."""
     lines = {name: steady_lines(make_config(runs / "whole" / name)) for name in DRAWN}
     assert all(len({line["loss"] for line in found}) > 2 for found in lines.values())
-    assert len({found[-1]["loss"] for found in lines.values()}) == len(lines)
+    kinds = {(cell.stage, cell.tuning, cell.precision): lines[name][-1]["loss"] for name, cell in DRAWN.items()}
+    assert len(set(kinds.values())) == len(kinds) > 10
