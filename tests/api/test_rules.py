@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain_api.job import InvalidJob, check, parse_job
@@ -73,7 +73,6 @@ PATHS = sorted(
 )
 
 
-@settings(deadline=None)
 @given(
     path=st.sampled_from([path for path in PATHS if path.count(".") < 2 or path.startswith("spec.data")]),
     value=json_values,
@@ -84,7 +83,6 @@ def test_nothing_crashes_it(path: str, value: object) -> None:
         assert str(problem)
 
 
-@settings(deadline=None)
 @given(json_values)
 def test_rules_are_total(value: object) -> None:
     for rule in CHECKED_RULES:

@@ -152,9 +152,7 @@ URL = "spec.rewards.0.http.url"
 address = st.builds("{}://{}".format, st.sampled_from(["http", "https", "HTTP"]), any_text)
 
 
-@settings(
-    max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=250, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     field=st.sampled_from(["spec.model.uri", "spec.data.train.0.uri", "spec.storage.claimName", "metadata.name", URL]),
     value=uri | address | path_like | st.from_regex(r"[-a-z0-9.A-Z]{1,60}", fullmatch=True),

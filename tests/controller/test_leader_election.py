@@ -20,7 +20,7 @@ SKEW = 0.19
 CLOCKS = st.tuples(st.floats(-1e6, 1e6), st.floats(1 - SKEW, 1 + SKEW))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     clocks=st.lists(CLOCKS, min_size=2, max_size=4),

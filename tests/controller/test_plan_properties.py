@@ -7,7 +7,7 @@ import posixpath
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from posttrain_api.job import Job, check, parse_job
@@ -36,9 +36,6 @@ PREPARED = Resolved(
 
 MIXED = sorted(set(ACCEPTED) - {"a guard", "guards of every kind"})
 """Whether a job measures what a guard names depends on all the rest: test_plan_guards has these."""
-
-unhurried = settings(deadline=None)
-"""How long a plan takes on a busy machine says nothing about it."""
 
 
 @st.composite
@@ -71,7 +68,6 @@ def finished(name: str, child: Job) -> Parent:
     return replace(found, stage=stage, best=best, resolved=resolved)
 
 
-@unhurried
 @given(manifests())
 def test_every_valid_job_has_a_plan_and_always_the_same(manifest: dict[str, Any]) -> None:
     made = build(manifest)
@@ -79,7 +75,6 @@ def test_every_valid_job_has_a_plan_and_always_the_same(manifest: dict[str, Any]
     assert TrainerConfig.model_validate_json(made.config.to_json()) == made.config
 
 
-@unhurried
 @given(manifests())
 def test_no_path_leaves_its_mount(manifest: dict[str, Any]) -> None:
     made = build(manifest)
@@ -101,7 +96,6 @@ def test_no_path_leaves_its_mount(manifest: dict[str, Any]) -> None:
     assert posixpath.normpath(config.run_dir) == config.run_dir
 
 
-@unhurried
 @given(manifests())
 def test_resolved_fits_the_status(manifest: dict[str, Any]) -> None:
     """An undeclared field in a server-side apply is an error of the API server's, so none may be there."""
@@ -110,7 +104,6 @@ def test_resolved_fits_the_status(manifest: dict[str, Any]) -> None:
         assert ResolvedSpec.model_validate(resolved).to_wire() == json.loads(json.dumps(resolved))
 
 
-@unhurried
 @given(manifests())
 def test_settled_means_no_auto_is_left_for_the_trainer(manifest: dict[str, Any]) -> None:
     settled = settle(build(manifest).resolved, PREPARED)

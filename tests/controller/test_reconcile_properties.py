@@ -216,7 +216,5 @@ class Life(RuleBasedStateMachine):
         self.cluster.edit(suspend=False)
 
 
-Life.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow])
 TestLife = Life.TestCase

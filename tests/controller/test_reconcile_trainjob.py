@@ -135,6 +135,6 @@ class TrainJobLife(Life):
 
 
 TrainJobLife.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=30, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
 )
 TestTrainJobLife = TrainJobLife.TestCase

@@ -101,7 +101,7 @@ def rest(cluster: Cluster, stretch: Stretch, idle: int) -> None:
     cluster.settle()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(stretches=st.lists(STRETCHES, max_size=6), last=st.integers(1, 300), idle=st.integers(1, 5000))
 def test_usage_is_the_sum_of_all_attempts(stretches: list[Stretch], last: int, idle: int) -> None:
     budgets = {"total": 100, "processKilled": 100}

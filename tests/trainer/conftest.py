@@ -1,17 +1,10 @@
-"""Property tests of the trainer run on a machine shared with its own ranks: no deadline on a single example.
-
-A file's tests stay with one worker: what they share, minutes of training in some files, is made once.
-"""
+"""A file's tests stay with one worker: what they share, minutes of training in some files, is made once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-
-settings.register_profile("trainer", deadline=None, max_examples=60)
-settings.load_profile("trainer")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -113,7 +113,7 @@ def test_kinds_by_their_columns() -> None:
 PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="<|"), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from([None, NEWLINE_INSIDE]), st.lists(PLAIN, min_size=2, max_size=6))
 def test_every_answer_counts_up_to_its_stop_token_and_nothing_else(template: str | None, texts: list[str]) -> None:
     words = vocabulary(template)

@@ -154,7 +154,7 @@ def one(outcome: Encoded | RowRefused) -> TrainingRow:
 PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="<|"), min_size=1, max_size=20)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(PLAIN, PLAIN, PLAIN, st.booleans())
 def test_both_answers_stand_after_the_same_tokens(
     words: Vocabulary, prompt: str, good: str, bad: str, chat: bool

@@ -100,7 +100,7 @@ def assert_equal(case: Case, transform: LogitTransform) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("name", TRANSFORMS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_equals_log_softmax(name: str, data: st.DataObject) -> None:
     size = data.draw(st.tuples(st.integers(1, 17), st.integers(1, 9), st.integers(1, 33)))

@@ -238,7 +238,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text().filter(lambda name: name != "prompt"), VALUES, max_size=4))
 def test_what_json_holds_comes_back(values: dict[str, Any]) -> None:
     record = columns_of("prompt", []).record({"prompt": "q", **values})

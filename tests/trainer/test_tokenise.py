@@ -68,7 +68,7 @@ def answer(content: str) -> dict[str, Any]:
 PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="<|"), min_size=1, max_size=30)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(PLAIN, PLAIN)
 def test_pair_prompt_is_a_prefix_and_the_rest_is_counted(prompt: str, completion: str) -> None:
     words = vocabulary()
@@ -81,7 +81,7 @@ def test_pair_prompt_is_a_prefix_and_the_rest_is_counted(prompt: str, completion
     assert tokens.count(words.eos) == 1
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.sampled_from([None, CHATML]), st.lists(PLAIN, min_size=1, max_size=4), PLAIN)
 def test_chat_prompt_is_a_prefix_and_the_last_answer_is_counted(
     template: str | None, turns: list[str], last: str
