@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("operator", "trainer", "dev", "build", "uv", "stores", "plot")
+NAMES = ("operator", "trainer", "dev", "build", "uv", "stores", "plot", "go")
 LOCKS = {name: ROOT / "locks" / f"{name}.txt" for name in NAMES}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 UV = ROOT / ".venv" / "bin" / "uv"

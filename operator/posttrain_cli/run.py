@@ -80,7 +80,8 @@ def require_trainer() -> None:
     if missing:
         raise RunError(
             f"the trainer is not installed here ({', '.join(missing)} missing); "
-            "next: pip install 'posttrain[operator,trainer]', or apply the file to a cluster with kubectl"
+            "next: pip install '.[operator,trainer]' in a checkout of posttrain, or apply the file to a cluster with "
+            "kubectl"
         )
 
 

@@ -1,7 +1,8 @@
 """The global brake: all workers rest while the API server asks for it or does not answer.
 
-The worker pulls it where a pass met no answer; the API client tells it of every answer, and one that is an answer
-releases it. Without it a thousand jobs would each run into the same wall, and use their own back-offs up on it.
+The worker pulls it where a pass met no answer; the API client tells it of every answer, and after one that is an
+answer the rests grow from the shortest again. Without it a thousand jobs would each run into the same wall, and use
+their own back-offs up on it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What was found out about objects that are not watched, and what a spec was understood to ask for, for a short while.
 
 Filled by the executor (names that were taken, refusals) and the observer (claims that exist, intents), read by the
-observer.
-Everything here may be forgotten at any time: the next try finds it again.
+observer. Everything here may be forgotten at any time: the next try finds it again.
 """
 
 from __future__ import annotations

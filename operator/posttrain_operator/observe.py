@@ -102,7 +102,7 @@ class Observer:
         return self._understood(record, {**self._family(record), **known})
 
     def _understood(self, record: JobRecord, family: Family) -> Intent:
-        """Once for the passes that make a child and that write its first status: a seventh of a start's CPU."""
+        """Once for the passes that make a child and that write its first status: some 7 % of a start's CPU."""
         last = self._findings.understood.get(record.key)
         if last and (last.uid, last.generation, last.family) == (record.uid, record.generation, family):
             return last.intent

@@ -70,6 +70,11 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
     },
     "restarts, none said": {"spec.runPolicy.restarts": {}},
     "hub data": {"spec.data.train": [{"uri": "hf://openai/gsm8k", "subset": "main", "split": "train"}]},
+    "hub data to evaluate on": {
+        "spec.data.eval": [
+            {"uri": "hf://a/b", "subset": "main", "split": "test", "secretRef": {"name": "hf-token"}},
+        ],
+    },
     "secret of a hub model": {"spec.model.secretRef": {"name": "hf-token"}},
     "secret of hub data": {"spec.data.train": [{"uri": "hf://openai/gsm8k", "secretRef": {"name": "hf-token"}}]},
     "secret of a hub tokenizer": {
@@ -113,7 +118,11 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
             "overrides": {
                 "wall_clock_breakdown": True,
                 "comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]},
-                "zero_optimization": {"reduce_bucket_size": 5e7, "offload_optimizer": {"pin_memory": False}},
+                "zero_optimization": {
+                    "reduce_bucket_size": 5e7,
+                    "offload_optimizer": {"pin_memory": False},
+                    "offload_param": {"pin_memory": False},
+                },
             }
         }
     },

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from posttrain_api.job import InvalidJob, check, parse_job
 from posttrain_api.rules import CHECKED_RULES, RULES
-from posttrain_api.rules.types import nodes
+from posttrain_api.rules.types import has, nodes
 from tests.api.rule_cases import ACCEPTED, BASE, REFUSED_BY_RULE, REFUSED_BY_SCHEMA, UNKNOWN, Refused, job
 
 REFUSED = REFUSED_BY_RULE + REFUSED_BY_SCHEMA + UNKNOWN
@@ -38,6 +38,20 @@ def test_every_rule_is_refused_somewhere() -> None:
                 broken |= {(number, at) for _, node in nodes(manifest, at) if rule.holds and not rule.holds(node)}
     wanted = {(number, at) for number, rule in enumerate(CHECKED_RULES) for at in rule.at}
     assert {(RULES[number].must, at) for number, at in wanted - broken} == set()
+
+
+def test_every_rule_is_met_where_it_has_something_to_judge() -> None:
+    """An accepted job has the field that the rule is about, or, where the field is never allowed, what is around it."""
+    met = set()
+    for changes in ACCEPTED.values():
+        manifest = job(changes)
+        for number, rule in enumerate(CHECKED_RULES):
+            never = rule.cel == f"!(has(self{rule.field}))"
+            field = "" if never else rule.field.lstrip(".")
+            for at in rule.at:
+                met |= {(number, at) for _, node in nodes(manifest, at) if not field or has(node, field)}
+    wanted = {(number, at) for number, rule in enumerate(CHECKED_RULES) for at in rule.at}
+    assert {(RULES[number].must, at, RULES[number].field) for number, at in wanted - met} == set()
 
 
 def test_all_problems_at_once() -> None:

@@ -1,8 +1,12 @@
 """The operator's rights, word for word. A right more is a finding, a right less is an operator that does not work."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+SECURITY = Path(__file__).parents[2] / "SECURITY.md"
 
 Object = dict[str, Any]
 Rights = set[tuple[str, str, str]]
@@ -55,6 +59,17 @@ def test_the_operators_rights_are_exactly_these(default: list[Object]) -> None:
     assert set(own) == OWN_ROLES
     assert rights(own["release-posttrain-operator-status"]) == flat(OWN)
     assert rights(own["release-posttrain-operator-lease"]) == flat(LEASE)
+
+
+def test_the_security_page_says_all_rights(default: list[Object]) -> None:
+    """Word for word here too, API groups aside: who reads the page must not have to read the chart."""
+    roles = {**named(default, "ClusterRole"), **named(default, "Role")}
+    granted: dict[str, set[str]] = {}
+    for _, resource, verb in set().union(*(rights(roles[name]) for name in OPERATOR_ROLES | OWN_ROLES)):
+        granted.setdefault(resource, set()).add(verb)
+    section = SECURITY.read_text().split("## What the operator may do")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([A-Za-z/]+) \| ([a-z, ]+) \|", section, re.MULTILINE)
+    assert {what.lower(): set(verbs.split(", ")) for what, verbs in rows if what != "what"} == granted
 
 
 def test_the_one_secret_is_named_and_made_by_the_chart(default: list[Object]) -> None:

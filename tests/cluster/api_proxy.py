@@ -83,6 +83,15 @@ class Seen:
     fault: Fault
 
 
+@dataclass
+class Held:
+    """A write that lies on the wire. `code`: what the API server has answered to it since, 0 until then."""
+
+    method: str
+    path: str
+    code: int = 0
+
+
 class _Stream:
     """An open watch."""
 
@@ -101,7 +110,10 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="api proxy", daemon=True)
         self._mode, self._port, self._cuts = Fault.NONE, 0, 0
         self._streams: set[_Stream] = set()
+        self._open = asyncio.Event()
+        self._open.set()
         self.seen: list[Seen] = []
+        self.held: list[Held] = []
 
     @property
     def url(self) -> str:
@@ -110,6 +122,14 @@ class Proxy:
     def fault(self, fault: Fault) -> None:
         """From now on. Fault.NONE ends it."""
         self._run(self._switch(fault))
+
+    def hold(self) -> None:
+        """From now on no write arrives, but for the renewals of leases: `held` has them."""
+        self._loop.call_soon_threadsafe(self._open.clear)
+
+    def release(self) -> None:
+        """All that were held arrive, whatever has become of who sent them."""
+        self._loop.call_soon_threadsafe(self._open.set)
 
     def start(self) -> Proxy:
         self._thread.start()
@@ -199,10 +219,20 @@ class Proxy:
         headers = {name: request.headers[name] for name in _PASSED if name in request.headers}
         body = await request.read()
         url = self._server + request.raw_path
+        held = await self._delayed(request)
         async with self._client.request(request.method, url, headers=headers, data=body or None) as answer:
+            held.code = answer.status
             if watch and answer.status == 200:
                 return await self._watch(request, answer)
             return await self._answer(request, answer)
+
+    async def _delayed(self, request: web.Request) -> Held:
+        """Returns when the request may arrive."""
+        held = Held(request.method, request.path)
+        if request.method != "GET" and "/leases" not in request.path and not self._open.is_set():
+            self.held.append(held)
+            await self._open.wait()
+        return held
 
     async def _answer(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         body = await answer.read()

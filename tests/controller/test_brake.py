@@ -1,4 +1,4 @@
-"""The global brake: how long everybody rests, what releases it, and who asked for it."""
+"""The global brake: how long everybody rests, what makes it gentle again, and who asked for it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_shorter_rest_does_not_end_a_longer_one() -> None:
 
 
 @pytest.mark.parametrize(("code", "next_rest"), [(200, 0.5), (409, 0.5), (404, 0.5), (503, 8), (429, 8), (0, 8)])
-def test_an_answer_of_any_kind_releases_it_and_an_outage_does_not(code: int, next_rest: float) -> None:
+def test_an_answer_of_any_kind_ends_the_back_off_and_an_outage_does_not(code: int, next_rest: float) -> None:
     time = Time()
     brake = brake_on(time)
     failed(brake, time, 4)

@@ -121,3 +121,21 @@ async def test_a_write_without_an_answer_keeps_the_lease(monkeypatch: pytest.Mon
     leader._watchdog.stop()  # or it ends the test
     assert store.lease is not None
     assert store.lease.holder == "me"
+
+
+async def test_a_write_that_is_given_up_here_may_still_arrive_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watches fail while a write hangs: its worker is cancelled, which is no answer."""
+    store = Store()
+    leader, _, _ = one(store)
+    monkeypatch.setattr(leadership, "DRAIN", 0.05)
+    keeper = asyncio.create_task(leader.keep())
+    await leader.won()
+    write = Write("POST", "pods", "n", "x")
+    leader.fence.before(write)
+    assert not await leader.end_writing()
+    leader.fence.after(write)
+    await leader.hand_over(keeper)
+    keeper.cancel()
+    leader._watchdog.stop()  # or it ends the test
+    assert store.lease is not None
+    assert store.lease.holder == "me"

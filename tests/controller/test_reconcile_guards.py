@@ -225,3 +225,54 @@ def test_the_users_word_holds_where_a_write_is_refused(refused: int) -> None:
         cluster.step(prefix=refused)
     everybody(cluster)
     assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+
+
+def test_the_users_word_holds_against_a_pause_that_was_asked_for_before() -> None:
+    """The attempt had not been seen to train, so the restart began with a pause; what is held since is none."""
+    cluster = ready_cluster()
+    cluster.vanish(cluster.uid("worker"))
+    cluster.training_operator()
+    cluster.pass_time(cluster.timing.settle + 1)
+    cluster.step()
+    assert "notBefore" in cluster.status["restarts"]
+    cluster.end(cluster.uid("master"), 163, HELD)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["reason"]) == ("Suspended", "GuardSuspended")
+    for suspend in (True, False):
+        cluster.edit(suspend=suspend)
+        everybody(cluster)
+    assert cluster.status["state"] == "Initializing"
+    assert cluster.pods
+
+
+def test_its_word_shows_after_a_restart_for_another_cause() -> None:
+    """A pod is drained while the guard's rule breaks: held all the same, and once."""
+    cluster = running()
+    cluster.terminate(cluster.uid("worker"), 30)
+    cluster.end(cluster.uid("worker"), 143)
+    cluster.step()
+    assert cluster.status["restarts"]["byCause"] == {"Preempted": 1}
+    cluster.end(cluster.uid("master"), 163, HELD)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["reason"]) == ("Suspended", "GuardSuspended")
+    for suspend in (True, False):
+        cluster.edit(suspend=suspend)
+        everybody(cluster)
+    cluster.report(phase="Training", step=7)
+    everybody(cluster)
+    assert cluster.status["state"] == "Running"
+
+
+def test_the_users_word_holds_where_a_held_jobs_child_is_deleted_while_its_pods_go() -> None:
+    cluster = running()
+    tripped(cluster)
+    cluster.step()
+    cluster.step()
+    cluster.edit(suspend=True)
+    cluster.lose_child()
+    cluster.settle()
+    cluster.edit(suspend=False)
+    everybody(cluster)
+    cluster.report(phase="Training", step=7)
+    everybody(cluster)
+    assert cluster.status["state"] == "Running"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from model_cluster import running_cluster
+from model_cluster import Cluster, running_cluster
 from reconcile_kit import SUCCESS, everybody, said
 
 from posttrain_api.reasons import Reason
@@ -274,3 +274,67 @@ def test_what_ended_before_it_was_recorded_is_not_the_next_childs_failure(refuse
     everybody(cluster)
     assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
     assert cluster.status["restarts"]["byCause"] == {"OutOfMemory": 1}
+
+
+@pytest.mark.parametrize("end", [None, 1, 143])
+def test_pods_of_a_child_that_nobody_recorded_are_no_attempt(end: int | None) -> None:
+    """The leader made the child and died; the spec was edited before the next one looked, so it is made anew."""
+    cluster = Cluster(runPolicy={"restarts": {"total": 0}})
+    cluster.step(prefix=2)
+    assert cluster.child is not None
+    cluster.training_operator()
+    cluster.run_all()
+    cluster.edit(training={"maxSteps": 7})
+    cluster.step()
+    assert cluster.child is None
+    old = set(cluster.pods)
+    cluster.settle()
+    assert (cluster.child, cluster.status["reason"]) == (None, "CleaningUp")
+    for uid in old:
+        if end is not None:
+            cluster.end(uid, end)
+        else:
+            cluster.vanish(uid)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 1)
+    assert not old & set(cluster.status["attempt"]["podUIDs"])
+    assert "restarts" not in cluster.status
+
+
+@pytest.mark.parametrize(("code", "message", "reason"), [(137, "", "OOMKilled"), (163, HELD, "Error")])
+def test_what_a_replacement_said_is_not_the_cause_of_the_restart_before_it(
+    code: int, message: str, reason: str
+) -> None:
+    """It was never an attempt: made after the decision, it died while its user suspended the job."""
+    cluster = running_cluster(runPolicy={"restarts": {"outOfMemory": 0}})
+    cluster.vanish(cluster.uid("worker"))
+    cluster.training_operator()
+    cluster.pass_time(cluster.timing.settle + 1)
+    cluster.step()
+    before = cluster.status["restarts"]
+    assert before["byCause"] == {"PeerLost": 1}
+    cluster.step()
+    cluster.kubelet()
+    cluster.pass_time(1)
+    cluster.training_operator()
+    cluster.edit(suspend=True)
+    cluster.step()
+    cluster.end(cluster.uid("worker"), code, message, reason)
+    everybody(cluster)
+    assert cluster.status["reason"] == "UserSuspended"
+    cluster.edit(suspend=False)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["restarts"]) == ("Running", before)
+
+
+def test_a_suspended_job_has_lost_nothing_by_the_deletion_of_its_child() -> None:
+    """Deleted and resumed while no operator ran."""
+    cluster = running_cluster(runPolicy={"restarts": {"total": 0}})
+    cluster.edit(suspend=True)
+    everybody(cluster)
+    assert cluster.status["reason"] == "UserSuspended"
+    cluster.lose_child()
+    cluster.edit(suspend=False)
+    everybody(cluster)
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+    assert "restarts" not in cluster.status

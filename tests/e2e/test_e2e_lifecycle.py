@@ -74,7 +74,7 @@ def test_pods_of_a_finished_job_go_after_their_time_and_the_job_stays(submitted:
 def test_full_storage_ends_the_job_and_names_the_claim(submitted: Bench) -> None:
     status = submitted.finished("full")
     assert (status["state"], status["reason"]) == ("Failed", "StorageFull"), submitted.story("full")
-    assert "small" in status["failure"]["message"] or "/storage" in status["failure"]["message"]
+    assert status["failure"]["message"].startswith("pvc://small/full/"), status["failure"]["message"]
 
 
 def test_a_job_whose_parent_failed_fails(submitted: Bench) -> None:

@@ -71,4 +71,5 @@ def test_without_a_gpu_the_trainer_refuses_unless_told(bench: Bench, reinstall: 
     finally:
         reinstall()
     assert (status["state"], status["reason"]) == ("Failed", "ImageIncompatible"), json.dumps(status, indent=1)
-    assert "trainer.allowCPU" in status["failure"]["message"] or "GPU" in status["failure"]["message"]
+    asked = "The job asks for 1 GPUs per pod (resources.gpusPerNode), this pod sees 0."
+    assert status["failure"]["message"].startswith(asked), status["failure"]["message"]

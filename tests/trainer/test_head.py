@@ -13,6 +13,7 @@ from head_jobs import cells as train_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -275,11 +276,12 @@ def test_under_every_stage(runs: dict[int, Path], references: dict[str, Any], na
 
 
 class _Largest(TorchDispatchMode):
-    """Notes the elements of every tensor that is made; a view is not."""
+    """Notes the elements of every tensor that is made, and its storage; a view is not."""
 
     def __init__(self, sizes: list[int]) -> None:
         super().__init__()
         self.sizes = sizes
+        self.storages: list[tuple[StorageWeakRef, int]] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -287,21 +289,46 @@ class _Largest(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
                 self.sizes.append(tensor.numel())
+                storage = tensor.untyped_storage()
+                self.storages.append((StorageWeakRef(storage), storage.nbytes()))
         return result
 
+    def kept(self) -> int:
+        """Bytes of what is still there, whoever holds it: autograd, or the head's own context."""
+        return sum(size for storage, size in self.storages if not storage.expired())
 
-def test_logits_are_never_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4,096 tokens of a vocabulary of 150,000, forward and backward on tensors without data: none is larger than the
-    weight (4 wide here) or a pair of tiles, 1/200 of the logits. The naive head shows that the test would see them."""
+
+def _without_data(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, None, Tensor]:
+    """4,096 tokens of a vocabulary of 150,000, the hidden states 4 wide."""
     monkeypatch.setattr(head_module, "_check", lambda *_: None)  # there are no numbers to look at
     with torch.device("meta"):
         hidden, weight = (torch.randn(size, 4, requires_grad=True) for size in (4096, 150_000))
-        targets = torch.zeros(4096, dtype=torch.int64)
+        return hidden, weight, None, torch.zeros(4096, dtype=torch.int64)
+
+
+def test_logits_are_never_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward on tensors without data: none is larger than the weight or a pair of tiles, 1/200 of the
+    logits. The naive head shows that the test would see them."""
+    operands = _without_data(monkeypatch)
     largest = []
     for score in (fused_scores, naive):
         made: list[int] = []
         with _Largest(made):
-            score(hidden, weight, None, targets, LogitTransform(cap=30.0))[0].sum().backward()
+            score(*operands, LogitTransform(cap=30.0))[0].sum().backward()
         largest.append(max(made))
     assert largest[0] <= 2 * head_module.TILE < largest[1] // 200
     assert largest[1] == 4096 * 150_000
+
+
+def test_no_tile_is_kept_for_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tiles together would be the logits again. Between forward and backward there are, besides the operands, the
+    three scores and two numbers per token; the naive head keeps the logits more than once."""
+    operands = _without_data(monkeypatch)
+    kept = []
+    for score in (fused_scores, naive):
+        with _Largest([]) as seen:
+            scores = score(*operands, LogitTransform(cap=30.0))
+        kept.append(seen.kept())
+        assert scores[0].requires_grad
+    assert kept[0] <= 4 * 8 * 4096
+    assert kept[1] >= 4 * 4096 * 150_000

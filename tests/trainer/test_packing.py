@@ -111,13 +111,12 @@ def test_a_reward_is_read_at_each_end() -> None:
         ("SDPA", "cpu", True),
         ("SDPA", "cuda", False),
         ("Eager", "cpu", False),
-        ("FlashAttention2", "cuda", True),
     ],
 )
 def test_the_kernel_chooses(attention: str, device: str, packed: bool) -> None:
     model = transformers.AutoModelForCausalLM.from_config(Shape().config())
     assert packs(Scorer(model), attention, torch.device(device)) is packed
-    assert (model.config._attn_implementation == NAME) is (packed and attention == "SDPA")
+    assert (model.config._attn_implementation == NAME) is packed
 
 
 @pytest.mark.parametrize("what", ["windows", "softcap"])

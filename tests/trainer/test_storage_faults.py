@@ -49,7 +49,9 @@ def test_a_storage_that_becomes_read_only(tmp_path: Path) -> None:
     told = _told(tmp_path, "read_only")
     assert told["first"] is None
     assert told["reason"] == "StorageReadOnly"
-    assert "the volume is mounted read-only" in told["message"]
+    assert told["message"].startswith(
+        "pvc://runs/job/u1: the checkpoint could not be written, the volume is mounted read-only"
+    )
     assert told["committed"] == told["whole"] == [2]
 
 

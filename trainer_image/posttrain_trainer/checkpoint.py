@@ -115,7 +115,7 @@ class Checkpoints:
             with growing(temporary) if self._runtime.first else nullcontext():
                 committed = self._write(temporary, saved, state, random_state)
         except Exception as error:
-            failure = storage_failure(error, self._place.root)
+            failure = storage_failure(error, self._place.root, self._place.uri)
             shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
             if failure is not None:
                 raise failure from error

@@ -30,11 +30,9 @@ _UNKNOWN = ("sliding_window", "softcap", "s_aux")
 
 def packs(module: Any, attention: str, device: torch.device) -> bool:
     """Whether this model's micro-batches are packed; if so, its attention is made ready for it. `module`: a scorer or a
-    reward model. `attention`: SDPA and the like."""
+    reward model. `attention`: SDPA or Eager."""
     if PACKED is False:
         return False
-    if attention.startswith("FlashAttention"):
-        return True
     return attention == "SDPA" and (PACKED or device.type == "cpu") and use_packed_attention(module)
 
 

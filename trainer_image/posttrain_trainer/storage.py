@@ -39,14 +39,15 @@ def make_room(root: Path, newest: Committed, spared: Collection[int]) -> list[st
     return removed
 
 
-def storage_failure(error: Exception, root: Path) -> TrainerFailure | None:
-    """The failure where `error` is of a storage that takes nothing more; None where it is of something else."""
+def storage_failure(error: Exception, root: Path, uri: str) -> TrainerFailure | None:
+    """The failure where `error` is of a storage that takes nothing more; None where it is of something else. `uri`: of
+    the run; it names the claim, as the path in the pod does not."""
     hidden = isinstance(error, RuntimeError) and any(part in str(error) for part in _HIDDEN)
     reason = _probe(root) if hidden else classify(error)[0]
     if reason is Reason.STORAGE_READ_ONLY:
         return TrainerFailure(
             reason,
-            f"{root}: the checkpoint could not be written, the volume is mounted read-only ({error}). The older "
+            f"{uri}: the checkpoint could not be written, the volume is mounted read-only ({error}). The older "
             "checkpoints are whole. Have the volume repaired or mounted to be written, then run the job anew.",
         )
     if reason is not Reason.STORAGE_FULL:
@@ -54,7 +55,7 @@ def storage_failure(error: Exception, root: Path) -> TrainerFailure | None:
     free = shutil.disk_usage(root).free
     return TrainerFailure(
         reason,
-        f"{root}: the checkpoint could not be written, {free:,} bytes were free then ({error}). The older checkpoints "
+        f"{uri}: the checkpoint could not be written, {free:,} bytes were free then ({error}). The older checkpoints "
         "are whole. Enlarge or empty the claim, or lower checkpoint.keepLast, then run the job anew.",
     )
 

@@ -22,8 +22,8 @@ class Rollout(SpecModel):
     """How completions are sampled from the policy."""
 
     engine: Literal["Auto", "Generate", "ContinuousBatching"] | None = optional(
-        "Generate is transformers' plain generation, ContinuousBatching fills the place of finished samples at once; "
-        "Auto takes the fastest that runs the model",
+        "Generate is a plain loop over padded batches, ContinuousBatching fills the place of finished samples at once; "
+        "Auto takes Generate",
         default="Auto",
         example="Generate",
     )

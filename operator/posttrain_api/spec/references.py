@@ -141,7 +141,9 @@ class ModelRef(SpecModel):
         SECRET, default="s3:// and gs://: the pod's own identity, else none", example={"name": "hf-token"}
     )
     attention: Literal["Auto", "SDPA", "Eager"] | None = optional(
-        "Attention kernel; Auto takes the fastest that is exact on the device", default="Auto", example="SDPA"
+        "Attention kernel; Auto takes SDPA, torch's own. Eager writes the products out, which is slower",
+        default="Auto",
+        example="SDPA",
     )
     trust_remote_code: bool | None = optional(
         "Run Python code that comes with the model; an hf:// URI must then be pinned to a 40-character commit",

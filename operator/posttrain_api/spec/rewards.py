@@ -154,7 +154,10 @@ class Reward(SpecModel):
         example={"column": "answer"},
     )
     exact_match: ColumnReward | None = optional(
-        "1 where the completion is the column's text, blanks at both ends aside", example={"column": "label"}
+        "1 where the completion's answer is the column's, letter by letter, runs of blanks counted as one. The answer "
+        "is what follows the last `####`; without one the column's whole text, of the completion the whole or its last "
+        "line",
+        example={"column": "label"},
     )
     format: PatternReward | None = optional(
         "1 where the whole completion matches", example={"pattern": "<think>.*</think>.*"}

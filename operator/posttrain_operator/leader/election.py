@@ -69,7 +69,8 @@ class Election:
 
     def pause(self, now: float) -> float:
         """Seconds until the next request: a standby looks twice as often as a leader renews, and takes at once what is
-        free. A leader that has not renewed for longer than it rests does so as soon as it has read the lease."""
+        free. A leader whose last renewal was sent longer ago than it rests (it took its time, or failed and the
+        lease was read since) sends the next at once."""
         standby = 0.0 if self.fresh and self._free(now) else 0.5
         return self.terms.retry * (self._haste(now) if self.leads(now) else standby)
 

@@ -49,6 +49,7 @@ class Leadership:
         self._elector = Elector(identity, terms, store, self.fence, self)
         self._watchdog = Watchdog(self.fence)
         self._holder: str | None = None
+        self._answered = True
 
     async def keep(self) -> None:
         """Tries to win, and renews. LeaseLost when it has won and lost."""
@@ -61,9 +62,11 @@ class Leadership:
         self._told.health.standing_by = False
 
     async def end_writing(self) -> bool:
-        """No write is sent any more; whether all that were under way have had their answers."""
+        """No write is sent any more; whether all that were under way have had their answers. One that has not may still
+        arrive, though it is given up here since."""
         self.fence.shut()
-        return await self.fence.emptied(DRAIN)
+        self._answered = self._answered and await self.fence.emptied(DRAIN)
+        return self._answered
 
     async def hand_over(self, keeper: asyncio.Task[Any]) -> None:
         """Ends all writing, and gives the lease up once every write that was under way has had its answer: so that none

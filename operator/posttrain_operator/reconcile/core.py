@@ -28,7 +28,7 @@ from posttrain_operator.reconcile.revision import revising
 from posttrain_operator.reconcile.suspension import set_suspend, suspension
 from posttrain_operator.records import ChildRecord
 from posttrain_operator.status.build import build, differs, transitions
-from posttrain_operator.status.verdict import Verdict
+from posttrain_operator.status.verdict import Verdict, starting
 
 
 def reconcile(job: JobFacts, seen: Observation, now: datetime) -> Actions:
@@ -46,7 +46,7 @@ def reconcile(job: JobFacts, seen: Observation, now: datetime) -> Actions:
         status=status if write else None,
         events=(*verdict.events, *transitions(job, status)) if write else (),
         requeue_after=wait,
-        attempt_uids=_settled_uids(status),
+        attempt_uids=_settled_uids(status) if seen.child or _known(job) else frozenset(),
     )
 
 
@@ -87,23 +87,40 @@ def _childless(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     )
 
 
+def _known(job: JobFacts) -> bool:
+    """Whether the status tells of a child."""
+    return "backend" in job.status
+
+
 def _ended(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
     """What the pods of a child that is gone or going have said at their end."""
-    return ending(job, seen, view, now) if "backend" in job.status else None
+    return ending(job, seen, view, now) if _known(job) else None
 
 
 def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     """Nothing is made again before the last pod of a lost child is gone; the pods of a new one are the next attempt."""
-    known = "backend" in job.status
-    waiting = restarting(job, seen, view, now) if known and view.live else None
+    if not _known(job):
+        return _unrecorded(job, seen, view, now)
+    waiting = restarting(job, seen, view, now) if view.live else None
     if waiting:
         return waiting
     verdict = intake(job, seen, now)
     past = {} if view.live else over(job, view)
-    if past:  # written first: what these said is not the new child's failure, whatever becomes of its making
-        told = replace(verdict, create=(), delete=(), silent=False).after(0)
-        return told.having(attempt=past, attempts=max(view.attempts, past["number"] + 1))
-    return verdict.having(attempts=max(view.attempts, view.number + 1)) if known else verdict
+    verdict = verdict.having(attempts=max(view.attempts, past.get("number", view.number) + 1))
+    if view.closed and not past:
+        return verdict
+    # Written first: what these said is not the new child's failure, whatever becomes of its making.
+    told = replace(verdict, create=(), delete=(), silent=False).after(0)
+    return told.having(attempt=past) if past else told
+
+
+def _unrecorded(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
+    """There never was a child, or nobody has recorded it before it was deleted: then its pods are no attempt of the
+    next one's, and what they said is forgotten."""
+    if view.live:
+        message = f"waits until {len(view.live)} pod(s) of a deleted {seen.backend} are gone"
+        return starting("Pending", "CleaningUp", message).after(seen.timing.settle)
+    return intake(job, seen, now)
 
 
 def _followed(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
@@ -137,7 +154,7 @@ def _backend(seen: Observation) -> dict[str, str]:
 def _outdated(job: JobFacts, seen: Observation) -> Verdict | None:
     """The spec was edited between the child's creation and its record in the status: the child is made anew."""
     plan, child = seen.intent.plan, seen.child
-    if plan is None or child is None or "backend" in job.status:
+    if plan is None or child is None or _known(job):
         return None
     if (child.spec_hash, child.kind) == (plan.spec_hash, seen.backend):
         return None

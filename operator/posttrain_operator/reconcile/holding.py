@@ -52,6 +52,6 @@ def _held(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) ->
         stopping = starting(job.status.get("state", "Running"), Reason.GUARD_SUSPENDED, message)
         stopping = stopping.doing(delete=condemned(view.live if view.closed else view.fresh, seen, now))
         due = child is not None and not child.suspended and not child.deleting
-        return stopping.doing(patch=(set_suspend(child, True),)) if due and child is not None else stopping
+        return stopping.doing(patch=(set_suspend(child, True),)).after(0) if due and child is not None else stopping
     verdict = suspended(Reason.GUARD_SUSPENDED, message)
     return verdict.having(usage=accounting.closing(job, now, lost=False)) if view.number else verdict

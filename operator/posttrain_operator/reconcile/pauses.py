@@ -64,6 +64,11 @@ def _written(seconds: float, wait: float, now: datetime) -> dict[str, Any]:
     return {"pauseSeconds": max(1, round(seconds)), "notBefore": clock.render(now + timedelta(seconds=wait + 1))}
 
 
+def lifted(restarts: Mapping[str, Any]) -> dict[str, Any]:
+    """status.restarts without any pause."""
+    return {key: value for key, value in restarts.items() if key not in ("notBefore", "pauseSeconds", "pauseReason")}
+
+
 def is_for_placement(status: Mapping[str, Any]) -> bool:
     """Whether the pause is one for pods that found no node."""
     return (status.get("restarts") or {}).get("pauseReason") == Reason.UNSCHEDULABLE

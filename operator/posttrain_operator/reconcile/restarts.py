@@ -36,7 +36,8 @@ def restarting(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
 
 def _carry_out(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
     if view.old_live:
-        reason = str(job.condition("Running").get("reason") or "Restarting")
+        said = str(job.condition("Running").get("reason") or "Restarting")
+        reason = "Restarting" if said == Reason.GUARD_SUSPENDED else said  # that word would hold the job again
         message = str(job.status.get("message") or "all pods are deleted and made again")
         verdict = starting("Restarting", reason, message).doing(delete=condemned(view.old_live, seen, now))
         return verdict.after(seen.timing.settle)
@@ -171,9 +172,9 @@ def extended(view: AttemptView, seen: Observation, job: JobFacts, now: datetime)
 def lost_child(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
     """The child of a running job was deleted by somebody: its pods go with it, and it is made again.
 
-    A suspended job has lost nothing by it.
+    A suspended job has lost nothing by it, also where it was suspended until a moment ago.
     """
-    if "backend" not in job.status or view.closed or (job.suspend and job.holds("Suspended")):
+    if "backend" not in job.status or view.closed or job.holds("Suspended"):
         return None
     cause = lost(f"the {job.status['backend'].get('kind', 'child')} was deleted; it is made again")
     return restart(job, view, cause, now)

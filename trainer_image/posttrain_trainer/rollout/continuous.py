@@ -33,7 +33,7 @@ PAGE = 32
 MAX_BATCH_TOKENS = 2048
 """Of one forward, prompts included."""
 MASK = 2**26
-"""Numbers in the mask of a forward, its tokens by those of the cache; a flash kernel has none."""
+"""Numbers in the mask of a forward, its tokens by those of the cache."""
 MAX_ROWS = 256
 """Completions of a forward: bounds the logits of one step."""
 
@@ -43,7 +43,7 @@ class ContinuousBatching(Framed):
 
     def samples(self, model: Any, work: Work, turns: Turns) -> list[Sample]:
         """As Framed.samples."""
-        asked = _Asked(**vars(work), flash=is_flash(model))
+        asked = _Asked(**vars(work))
         outputs = _outputs(model, asked, turns) if work.requests else {}
         return [
             _sample(outputs.get(str(number)), number, work.sampling, work.version)
@@ -51,23 +51,16 @@ class ContinuousBatching(Framed):
         ]
 
 
-def is_flash(model: Any) -> bool:
-    """Whether the model's attention is a flash kernel, which needs no mask to tell requests apart."""
-    return "flash" in model.config._attn_implementation
-
-
 @dataclass(frozen=True)
 class _Asked(Work):
     """A request's id is its number."""
-
-    flash: bool
 
     def settings(self) -> ContinuousBatchingConfig:
         """Room for every request at once, or for `budget` tokens; never less than for the longest request."""
         pages = [-(-(len(request.prompt) + self.sampling.max_new_tokens) // PAGE) + 1 for request in self.requests]
         blocks = max(max(pages), min(sum(pages), self.budget // PAGE))
         rows = min(MAX_ROWS, len(self.requests))
-        at_once = MAX_BATCH_TOKENS if self.flash else max(rows, min(MAX_BATCH_TOKENS, MASK // (blocks * PAGE)))
+        at_once = max(rows, min(MAX_BATCH_TOKENS, MASK // (blocks * PAGE)))
         return ContinuousBatchingConfig(
             page_size=PAGE,
             num_blocks=blocks,
