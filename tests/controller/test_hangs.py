@@ -80,6 +80,7 @@ def test_all_stacks_in_ends_the_waiting() -> None:
     cluster.settle()
     failure = cluster.status["failure"]
     assert (failure["reason"], failure["rank"], failure["replica"], failure["step"]) == ("Hang", 1, "worker-0", 7)
+    assert failure["node"] == "node-job-worker-0"
     assert failure["logTail"] == f"rank 1: {STOPPED}\nrank 0: {WAITS}"
     assert "stood still for 1805 s (runPolicy.stallSeconds 1800) in phase Training at step 7" in failure["message"]
     assert failure["message"].endswith("/stacks/")

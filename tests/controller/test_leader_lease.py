@@ -108,6 +108,13 @@ async def test_the_winner_leads_and_gives_the_lease_back() -> None:
     assert store.lease.holder == ""
 
 
+def kept(store: Store, leader: Leadership, keeper: asyncio.Task[None]) -> bool:
+    """Whether the lease is still ours; ends `keeper`."""
+    keeper.cancel()
+    leader._watchdog.stop()  # or it ends the test
+    return store.lease is not None and store.lease.holder == "me"
+
+
 async def test_a_write_without_an_answer_keeps_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever follows waits until it has run out: the write may still arrive."""
     store = Store()
@@ -117,10 +124,7 @@ async def test_a_write_without_an_answer_keeps_the_lease(monkeypatch: pytest.Mon
     await leader.won()
     leader.fence.before(Write("POST", "pods", "n", "x"))
     await leader.hand_over(keeper)
-    keeper.cancel()
-    leader._watchdog.stop()  # or it ends the test
-    assert store.lease is not None
-    assert store.lease.holder == "me"
+    assert kept(store, leader, keeper)
 
 
 async def test_a_write_that_is_given_up_here_may_still_arrive_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +139,4 @@ async def test_a_write_that_is_given_up_here_may_still_arrive_there(monkeypatch:
     assert not await leader.end_writing()
     leader.fence.after(write)
     await leader.hand_over(keeper)
-    keeper.cancel()
-    leader._watchdog.stop()  # or it ends the test
-    assert store.lease is not None
-    assert store.lease.holder == "me"
+    assert kept(store, leader, keeper)

@@ -35,6 +35,19 @@ def held() -> Cluster:
     return cluster
 
 
+def released(cluster: Cluster) -> None:
+    """Its user suspends it and takes that back; its pods begin."""
+    for suspend in (True, False):
+        cluster.edit(suspend=suspend)
+        everybody(cluster)
+
+
+def trains_again(cluster: Cluster) -> bool:
+    cluster.report(phase="Training", step=7)
+    everybody(cluster)
+    return bool(cluster.status["state"] == "Running")
+
+
 def events(cluster: Cluster) -> list[tuple[str, str]]:
     return [(event.kind, event.reason) for actions in cluster.history for event in actions.events]
 
@@ -111,21 +124,15 @@ def test_the_user_sets_it_going_again(forgets: bool) -> None:
         cluster.forget()
     cluster.edit(suspend=False)
     everybody(cluster)
-    cluster.report(phase="Training", step=7)
-    everybody(cluster)
-    assert cluster.status["state"] == "Running"
+    assert trains_again(cluster)
     assert cluster.status["attempt"]["number"] == 2
     assert cluster.condition("Suspended")["status"] == "False"
 
 
 def test_a_second_time() -> None:
     cluster = held()
-    for suspend in (True, False):
-        cluster.edit(suspend=suspend)
-        everybody(cluster)
-    cluster.report(phase="Training", step=7)
-    everybody(cluster)
-    assert cluster.status["state"] == "Running"
+    released(cluster)
+    assert trains_again(cluster)
     tripped(cluster)
     everybody(cluster)
     assert cluster.status["reason"] == "GuardSuspended"
@@ -138,9 +145,7 @@ def test_while_it_is_held_its_child_may_go() -> None:
     everybody(cluster)
     assert cluster.status["reason"] == "GuardSuspended"
     assert cluster.child is None
-    for suspend in (True, False):
-        cluster.edit(suspend=suspend)
-        everybody(cluster)
+    released(cluster)
     assert cluster.child is not None
     assert cluster.pods
 
@@ -158,9 +163,7 @@ def test_a_guard_that_asked_before_its_pods_were_recorded_holds_nothing_later() 
     cluster.settle()
     cluster.training_operator()
     tripped(cluster)
-    for suspend in (True, False):
-        cluster.edit(suspend=suspend)
-        everybody(cluster)
+    released(cluster)
     assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
 
 
@@ -172,9 +175,7 @@ def test_its_child_is_deleted_before_its_word_is_read() -> None:
     cluster.end(cluster.uid("master"), 163, HELD)
     everybody(cluster)
     assert (cluster.status["state"], cluster.status["reason"]) == ("Suspended", "GuardSuspended")
-    for suspend in (True, False):
-        cluster.edit(suspend=suspend)
-        everybody(cluster)
+    released(cluster)
     assert cluster.status["state"] == "Running"
 
 
@@ -184,9 +185,7 @@ def test_nobody_saw_the_end() -> None:
     tripped(cluster)
     cluster.forget()
     everybody(cluster)
-    cluster.report(phase="Training", step=7)
-    everybody(cluster)
-    assert cluster.status["state"] == "Running"
+    assert trains_again(cluster)
 
 
 def test_a_permanent_end_goes_first() -> None:
@@ -238,9 +237,7 @@ def test_the_users_word_holds_against_a_pause_that_was_asked_for_before() -> Non
     cluster.end(cluster.uid("master"), 163, HELD)
     everybody(cluster)
     assert (cluster.status["state"], cluster.status["reason"]) == ("Suspended", "GuardSuspended")
-    for suspend in (True, False):
-        cluster.edit(suspend=suspend)
-        everybody(cluster)
+    released(cluster)
     assert cluster.status["state"] == "Initializing"
     assert cluster.pods
 
@@ -255,12 +252,8 @@ def test_its_word_shows_after_a_restart_for_another_cause() -> None:
     cluster.end(cluster.uid("master"), 163, HELD)
     everybody(cluster)
     assert (cluster.status["state"], cluster.status["reason"]) == ("Suspended", "GuardSuspended")
-    for suspend in (True, False):
-        cluster.edit(suspend=suspend)
-        everybody(cluster)
-    cluster.report(phase="Training", step=7)
-    everybody(cluster)
-    assert cluster.status["state"] == "Running"
+    released(cluster)
+    assert trains_again(cluster)
 
 
 def test_the_users_word_holds_where_a_held_jobs_child_is_deleted_while_its_pods_go() -> None:
@@ -273,6 +266,4 @@ def test_the_users_word_holds_where_a_held_jobs_child_is_deleted_while_its_pods_
     cluster.settle()
     cluster.edit(suspend=False)
     everybody(cluster)
-    cluster.report(phase="Training", step=7)
-    everybody(cluster)
-    assert cluster.status["state"] == "Running"
+    assert trains_again(cluster)

@@ -233,6 +233,17 @@ def test_resuming_costs_nothing_where_a_write_is_refused(code: int, refused: int
     assert "restarts" not in cluster.status
 
 
+def paused_while_the_worker_ends(cluster: Cluster, code: int, message: str, reason: str) -> None:
+    """Suspended by its user, and set going again."""
+    cluster.edit(suspend=True)
+    cluster.step()
+    cluster.end(cluster.uid("worker"), code, message, reason)
+    everybody(cluster)
+    assert cluster.status["reason"] == "UserSuspended"
+    cluster.edit(suspend=False)
+    everybody(cluster)
+
+
 @pytest.mark.parametrize(
     ("code", "message", "reason"), [(163, HELD, "Error"), (137, "", "OOMKilled"), (190, ERROR, "Error")]
 )
@@ -245,13 +256,7 @@ def test_a_resumption_is_no_restart_that_wants_a_cause(code: int, message: str, 
     everybody(cluster)
     before = cluster.status["restarts"]
     assert before["byCause"] == {"PeerLost": 1}
-    cluster.edit(suspend=True)
-    cluster.step()
-    cluster.end(cluster.uid("worker"), code, message, reason)
-    everybody(cluster)
-    assert cluster.status["reason"] == "UserSuspended"
-    cluster.edit(suspend=False)
-    everybody(cluster)
+    paused_while_the_worker_ends(cluster, code, message, reason)
     assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 3)
     assert cluster.status["restarts"] == before
 
@@ -317,13 +322,7 @@ def test_what_a_replacement_said_is_not_the_cause_of_the_restart_before_it(
     cluster.kubelet()
     cluster.pass_time(1)
     cluster.training_operator()
-    cluster.edit(suspend=True)
-    cluster.step()
-    cluster.end(cluster.uid("worker"), code, message, reason)
-    everybody(cluster)
-    assert cluster.status["reason"] == "UserSuspended"
-    cluster.edit(suspend=False)
-    everybody(cluster)
+    paused_while_the_worker_ends(cluster, code, message, reason)
     assert (cluster.status["state"], cluster.status["restarts"]) == ("Running", before)
 
 

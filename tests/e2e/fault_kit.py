@@ -83,7 +83,7 @@ class Hit:
         return [f"{self.name}-master-0", f"{self.name}-worker-0"]
 
     def order(self, **what: Any) -> None:
-        """To the saboteur in the job's pods: who, do (exit with code, raise, nan), and for raise: always, step."""
+        """To the saboteur in the job's pods: who, do (exit with code, tear, nan), and for tear: always, step."""
         path = self.bench.volume() / "saboteur" / f"{self.name}.json"
         path.with_suffix(".tmp").write_text(json.dumps(what))
         path.with_suffix(".tmp").rename(path)

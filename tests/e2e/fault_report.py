@@ -15,9 +15,12 @@ installed by its chart, real trainers, real signals. A checkpoint is written eve
 
 *Gone on*: weights and every line of `metrics.jsonl` are those of the undisturbed run, bit for bit. *Lost*: steps that
 were done again, from the fault back to the checkpoint that the next attempt began with. *Seconds*: from the fault to
-the job's end, what was left of its training included; on two cores shared with other jobs.
+the job's end, what was left of its training included; on two cores shared with other jobs. *First*: who failed first,
+by `status.failure`.
 """
-HEAD = "| stage | fault | end | cause | restarts | lost steps | last checkpoint | seconds |\n" + 8 * "|---" + "|\n"
+HEAD = (
+    "| stage | fault | end | cause | first | restarts | lost steps | last checkpoint | seconds |\n" + 9 * "|---" + "|\n"
+)
 
 OUTAGES = """
 ## The API server away
@@ -35,6 +38,12 @@ def outage(row: dict[str, Any]) -> str:
     return f"| {row['outage']} | {row['for']} s | {row['seconds']} | {row['ends']} | {row['requests']} |\n"
 
 
+def first(failure: dict[str, Any]) -> str:
+    """Who failed first, in a few words."""
+    words = {"replica": "{}", "rank": "rank {}", "signal": "signal {}", "exitCode": "exit {}"}
+    return ", ".join(word.format(failure[key]) for key, word in words.items() if key in failure)
+
+
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
     gone_on = row["state"] == "Succeeded"
@@ -43,8 +52,8 @@ def line(row: dict[str, Any]) -> str:
     end = "gone on" if gone_on else row["state"]
     fault = row["fault"].replace("-", " ")
     return (
-        f"| {row['stage']} | {fault} | {end} | {row['reason'] or 'not known'} | {restarts} | {lost} | {row['saved']} "
-        f"| {row['seconds']} |\n"
+        f"| {row['stage']} | {fault} | {end} | {row['reason'] or 'not known'} | {first(row['failure'])} | {restarts} "
+        f"| {lost} | {row['saved']} | {row['seconds']} |\n"
     )
 
 

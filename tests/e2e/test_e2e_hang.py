@@ -42,6 +42,7 @@ def test_the_failure_says_where_every_rank_stood(bench: Bench, hung: dict[str, A
     failure = status["failure"]
     assert failure["reason"] == "Hang", bench.story("hung")
     assert (failure["rank"], failure["replica"]) == (1, "worker-0"), failure
+    assert failure["node"].startswith("node-"), failure
     assert "rank 1: cannot answer: it is stopped (state T" in failure["logTail"]
     waiting = failure["logTail"].partition("rank 0: ")[2]
     assert ".py:" in waiting, failure  # in which collective depends on the moment

@@ -63,10 +63,10 @@ def fill_the_volume(hit: Hit) -> None:
     hit.bench.cluster.ask("fill-volume", claim=claim, namespace=hit.bench.namespace)
 
 
-def tear_a_row(hit: Hit) -> None:
-    """Some steps ahead, so that every attempt meets it at the same one."""
+def tear_the_rows(hit: Hit) -> None:
+    """What one rank reads them from; some steps ahead, so that every attempt meets it at the same one."""
     stage = hit.name.partition("-")[0].upper()
-    hit.order(who="rank:1", do="raise", always=True, step=step(hit.before) + fault_kit.EVERY[stage])
+    hit.order(who="rank:1", do="tear", always=True, step=step(hit.before) + fault_kit.EVERY[stage])
 
 
 def kill_while_no_operator_runs(hit: Hit) -> None:
@@ -87,7 +87,8 @@ def uids(hit: Hit) -> set[str]:
 @dataclass(frozen=True)
 class Fault:
     """`reason`: of the failure; None where all pods were replaced before anybody looked. `counted`: restarts that use
-    up the budget. `ends`: the state. `small`: on a volume that can be full."""
+    up the budget. `ends`: the state. `told`: of the failure besides. `small`: on a volume that can be full. `saves`:
+    the pods are asked to end, so no step is lost."""
 
     name: str
     strike: Strike
@@ -95,25 +96,40 @@ class Fault:
     ends: str = "Succeeded"
     counted: int = 1
     spec: dict[str, Any] | None = None
+    told: dict[str, Any] | None = None
     small: bool = False
+    saves: bool = False
 
 
+WORKER = {"replica": "worker-0"}
 GONE_ON = (
-    Fault("rank-0-killed", kill_rank(0), "ProcessKilled"),
-    Fault("rank-1-killed", kill_rank(1), "ProcessKilled"),
-    Fault("launcher-killed", kill_launcher, "ProcessKilled"),
-    Fault("out-of-memory", run_out_of_memory, "OutOfMemory"),
-    Fault("pod-deleted", delete_a_pod, "Preempted", counted=0),
-    Fault("rank-exits-1", order(who="rank:1", do="exit", code=1), "TrainerError"),
-    Fault("launcher-exits-143", order(who="launcher:worker-0", do="exit", code=143), "Preempted"),
-    Fault("rank-hangs", stop_a_rank, "Hang", spec={"runPolicy": {"stallSeconds": 20}}),
+    Fault("rank-0-killed", kill_rank(0), "ProcessKilled", told={"replica": "master-0", "rank": 0, "signal": 9}),
+    Fault("rank-1-killed", kill_rank(1), "ProcessKilled", told={"replica": "worker-0", "rank": 1, "signal": 9}),
+    Fault("launcher-killed", kill_launcher, "ProcessKilled", told={**WORKER, "exitCode": 137}),
+    Fault("out-of-memory", run_out_of_memory, "OutOfMemory", told=WORKER),
+    Fault("pod-deleted", delete_a_pod, "Preempted", counted=0, told=WORKER, saves=True),
+    Fault("rank-exits-1", order(who="rank:1", do="exit", code=1), "TrainerError", told={**WORKER, "rank": 1}),
+    Fault(
+        "launcher-exits-143",
+        order(who="launcher:worker-0", do="exit", code=143),
+        "Preempted",
+        told={**WORKER, "exitCode": 143},
+    ),
+    Fault("rank-hangs", stop_a_rank, "Hang", told={**WORKER, "rank": 1}, spec={"runPolicy": {"stallSeconds": 20}}),
     Fault("killed-without-operator", kill_while_no_operator_runs, None, counted=0),
-    Fault("node-lost", lose_the_node, "NodeLost", counted=0),
+    Fault("node-lost", lose_the_node, "NodeLost", counted=0, told=WORKER),
 )
 ENDED = (
-    Fault("launcher-exits-1", order(who="launcher:worker-0", do="exit", code=1), "InternalError", "Failed", 0),
+    Fault(
+        "launcher-exits-1",
+        order(who="launcher:worker-0", do="exit", code=1),
+        "InternalError",
+        "Failed",
+        0,
+        told={**WORKER, "exitCode": 1},
+    ),
     Fault("weights-nan", order(who="rank:1", do="nan"), "NonFinite", "Failed", 0),
-    Fault("data-error", tear_a_row, "TrainerError", "Failed", 1),
+    Fault("data-error", tear_the_rows, "TrainerError", "Failed", 1, told={**WORKER, "rank": 1}),
     Fault("volume-full", fill_the_volume, "StorageFull", "Failed", 0, small=True),
 )
 STAGES = ("SFT", "RL")
@@ -158,6 +174,7 @@ def struck(arena: Bench, stage: str, fault: Fault, report: list[dict[str, Any]])
         reached = beside.submit(last_step, hit)
         fault.strike(hit)
         at = reached.result()
+    then = arena.status(name).get("failure") or {}  # a job that succeeds after all has none
     status = arena.finished(name, PATIENCE)
     causes = status.get("restarts", {}).get("byCause", {})
     report.append(
@@ -167,6 +184,7 @@ def struck(arena: Bench, stage: str, fault: Fault, report: list[dict[str, Any]])
             "state": status["state"],
             "reason": status.get("failure", {}).get("reason") or next(iter(causes), None),
             "attempts": status.get("attempts"),
+            "failure": {key: then[key] for key in ("replica", "rank", "node", "signal", "exitCode") if key in then},
             "restarts": causes,
             "at": at,
             "from": fault_kit.resumed_at(arena, name) if status["state"] == "Succeeded" else None,
@@ -194,6 +212,12 @@ def last_step(hit: Hit) -> int:
     return found
 
 
+def assert_told(failure: dict[str, Any], fault: Fault) -> None:
+    """The failure names who failed first, and how."""
+    assert {key: failure.get(key) for key in fault.told or {}} == (fault.told or {}), failure
+    assert fault.reason is None or failure["node"], failure
+
+
 @pytest.mark.parametrize(("stage", "fault"), cases(GONE_ON))
 def test_it_ends_as_if_nothing_had_happened(
     arena: Bench, report: list[dict[str, Any]], stage: str, fault: Fault
@@ -205,7 +229,8 @@ def test_it_ends_as_if_nothing_had_happened(
     restarts = status.get("restarts", {})
     assert restarts.get("byCause", {}) == ({fault.reason: 1} if fault.reason else {}), story
     assert (restarts.get("total", 0), status["attempts"]) == (fault.counted, 2), story
-    assert 0 <= row["at"] - row["from"] <= fault_kit.EVERY[stage], story
+    assert 0 <= row["at"] - row["from"] <= (0 if fault.saves else fault_kit.EVERY[stage]), story
+    assert_told(row["failure"], fault)
     assert fault_kit.lines(arena, name) == fault_kit.lines(arena, calm)
     assert fault_kit.weights(arena, name) == fault_kit.weights(arena, calm)
 
@@ -218,6 +243,9 @@ def test_it_ends_as_failed_and_keeps_what_was_saved(
     status = struck(arena, stage, fault, report)
     assert (status["state"], status["reason"]) == ("Failed", fault.reason), arena.story(name)
     assert status.get("restarts", {}).get("total", 0) == fault.counted, arena.story(name)
+    assert status["attempts"] == fault.counted + 1, arena.story(name)
+    assert_told(report[-1]["failure"], fault)
     saved = fault_kit.last_saved(status)
     assert saved >= fault_kit.EVERY[stage]
-    assert fault.small or (arena.run_folder(name) / "checkpoints" / f"step-{saved:06d}").is_dir()
+    if not fault.small:  # that one's volume is a mount that only the nodes see
+        assert (arena.run_folder(name) / "checkpoints" / f"step-{saved:06d}").is_dir()

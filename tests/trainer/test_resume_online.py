@@ -27,6 +27,7 @@ SHARED = {"critic": {"learning_rate": 0.02, "shared": True, "warmup_steps": 1}, 
 CELLS: dict[str, tuple[str, dict[str, Any], int, int, str, int]] = {
     "grpo-rollout": ("GRPO", DYNAMIC, 0, 1, "rollout", 3),
     "grpo-reward": ("GRPO", {"tuning": "LoRA", "lora": LORA}, 2, 2, "reward", 4),
+    "grpo-save": ("GRPO", DYNAMIC, 0, 1, "commit", 4),
     "rloo-update": ("RLOO", {}, 3, 2, "optimizer", 3),
     "ppo-save": ("PPO", ADAPTIVE, 2, 2, "DeepSpeed", 4),
     "ppo-update": ("PPO", ADAPTIVE, 0, 1, "applied", 4),

@@ -20,6 +20,7 @@ from posttrain_operator import clock
 from posttrain_operator.facts import JobFacts, Observation
 from posttrain_operator.reconcile.attempt import AttemptView
 from posttrain_operator.reconcile.causes import Cause
+from posttrain_operator.reconcile.ends import replica
 from posttrain_operator.reconcile.restarts import restart
 from posttrain_operator.status.conditions import Condition
 from posttrain_operator.status.verdict import Verdict, running
@@ -41,7 +42,7 @@ def hanging(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) 
         return _asked(job, seen, now)
     if waited < seen.timing.stacks and _silent(job):
         return _standing(job).after(seen.timing.stacks - waited)
-    return restart(job, view, cause(job, idle), now)
+    return restart(job, view, cause(job, view, idle), now)
 
 
 def recovered(job: JobFacts, verdict: Verdict) -> Verdict:
@@ -79,7 +80,7 @@ def _standing(job: JobFacts) -> Verdict:
     )
 
 
-def cause(job: JobFacts, idle: float) -> Cause:
+def cause(job: JobFacts, view: AttemptView, idle: float) -> Cause:
     """What the restart is for, in the words of a person who is woken by it."""
     progress, places, silent = job.progress, _places(job), _silent(job)
     place = f"in phase {progress.get('phase')} at step {progress.get('step', 0)}"
@@ -92,7 +93,7 @@ def cause(job: JobFacts, idle: float) -> Cause:
     failure = {
         "reason": Reason.HANG,
         "message": f"{head}; {'; '.join(lines)}"[: _MAX_MESSAGE - len(kept)] + kept,
-        "replica": None if rank is None else _replica(job, rank),
+        **({} if rank is None else _seat(job, view, rank)),
         "rank": rank,
         "step": progress.get("step"),
         "logTail": "\n".join(lines).encode()[:MAX_LOG_TAIL_BYTES].decode(errors="ignore"),
@@ -133,9 +134,11 @@ def _shape(job: JobFacts) -> tuple[int, int]:
     return int(found.get("nodes", 1)), int(found.get("processesPerNode", 1))
 
 
-def _replica(job: JobFacts, rank: int) -> str:
-    node = rank // _shape(job)[1]
-    return "master-0" if node == 0 else f"worker-{node - 1}"
+def _seat(job: JobFacts, view: AttemptView, rank: int) -> dict[str, str | None]:
+    """The rank's pod, and the node that it is on."""
+    number = rank // _shape(job)[1]
+    name = "master-0" if number == 0 else f"worker-{number - 1}"
+    return {"replica": name, "node": next((pod.node for pod in view.live if replica(pod) == name), None)}
 
 
 def _ranks(ranks: Iterable[int]) -> str:

@@ -1,10 +1,11 @@
 """Python's own start-up hook, put on the pods' PYTHONPATH by the fault tests: does to one process of a job what no kill
-can do to it from outside: ends it with a code of its own, breaks its weights, raises in its loop.
+can do to it from outside: ends it with a code of its own, breaks its weights, tears the file that it reads rows from.
 
 What to do stands in `<this folder>/<job>.json`, written by the test while the job runs (see fault_kit). SABOTAGE_PACE
 is a pause of so many seconds before each step, so that a tiny job can be hit in the middle; it changes no number.
 """
 
+import errno
 import importlib.util
 import json
 import os
@@ -48,8 +49,8 @@ def paced(train):
         time.sleep(float(os.environ.get("SABOTAGE_PACE", "0")))
         found = None if done else order()
         if found and loop.state.step >= found.get("step", 0):
-            if found["do"] == "raise":
-                raise ValueError("row 7: the label is torn")
+            if found["do"] == "tear":
+                TORN.append(True)
             if found["do"] == "nan":
                 done.append(True)
                 trained = [p for p in loop._parts.engine.module.parameters() if p.requires_grad]
@@ -59,19 +60,40 @@ def paced(train):
     return _train
 
 
+def torn(read):
+    def _read(flat, start, stop):
+        if TORN:
+            raise OSError(errno.EIO, "Input/output error", "tokens.bin")
+        return read(flat, start, stop)
+
+    return _read
+
+
+def wrap_loop(module):
+    module.Loop._train = paced(module.Loop._train)
+
+
+def wrap_rows(module):
+    module._Flat.read = torn(module._Flat.read)
+
+
+TORN = []
+WRAPPED = {"posttrain_trainer.loop": wrap_loop, "posttrain_trainer.tokenset": wrap_rows}
+
+
 class Finder:
-    """Wraps the loop's step as soon as the loop's module is there."""
+    """Wraps a module's function as soon as the module is there."""
 
     def find_spec(self, name, path, target=None):
-        if name != "posttrain_trainer.loop":
+        wrap = WRAPPED.pop(name, None)
+        if wrap is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         run = spec.loader.exec_module
 
         def exec_module(module):
             run(module)
-            module.Loop._train = paced(module.Loop._train)
+            wrap(module)
 
         spec.loader.exec_module = exec_module
         return spec
