@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import operator_objects as objects
@@ -43,10 +43,6 @@ class Story:
     state: str = "Succeeded"
     reasons: frozenset[str] = frozenset()
     spec: dict[str, Any] = field(default_factory=dict)
-
-    def seen_whole(self) -> Story:
-        """The same under an operator that is never away: it knows why a pod ended."""
-        return replace(self, reasons=(self.reasons - {Reason.INTERNAL_ERROR}) or self.reasons)
 
 
 def _well() -> Attempt:

@@ -79,7 +79,6 @@ def test_a_component_is_killed_and_comes_back(
     assert len(keeper.ends) == ends
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_the_backends_kind_is_deleted_and_made_again(own_plane: Cluster, keeper: Kept, own_world: World) -> None:
     started(own_world)
@@ -97,7 +96,6 @@ def test_the_backends_kind_is_deleted_and_made_again(own_plane: Cluster, keeper:
     assert set(keeper.ends[ends:]) == {3}, keeper.logs[-2][-3000:]
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_our_own_kind_is_deleted_and_made_again(own_plane: Cluster, keeper: Kept, own_world: World) -> None:
     """Every job is gone with it; the operator waits for the kind and says so, and then works as before."""

@@ -137,7 +137,7 @@ def lived(plane: Cluster, folder: Path, *points: str) -> tuple[Life, Kept]:
     """A life whose operators die at these points, one after the other, and are started again each time."""
     world = World(plane, f"life-{uuid.uuid4().hex[:8]}")
     alone = {"LEASE_NAME": world.namespace, "WATCH_NAMESPACES": world.namespace}
-    alone |= {"TIME_SCALE": "0.1", "LEASE_SECONDS": "80"}  # eight seconds without a leader after each death
+    alone |= {"TIME_SCALE": "0.1", "LEASE_SECONDS": "120"}  # twelve seconds without a leader after each death
     environs = [{**alone, "FAILPOINT": point} for point in points]
     folder.mkdir(parents=True, exist_ok=True)
     allow_any_lease(plane)
@@ -224,6 +224,7 @@ def test_killed_at_the_turns_of_a_life(plane: Cluster, undisturbed: Trace, tmp_p
 
 
 LIVES_AT_ONCE = 3
+UNSURE = ("PATCH posttrainingjobs/status", "PATCH pytorchjobs", "POST events")
 
 
 @pytest.mark.faults
@@ -241,9 +242,10 @@ def test_killed_at_every_write(plane: Cluster, undisturbed: Trace, tmp_path: Pat
 
     with ThreadPoolExecutor(LIVES_AT_ONCE) as pool:
         verdicts = dict(pool.map(verdict, undisturbed.points))
-    # How often a status is written depends on the moments at which pods are seen: a late number may not come up.
+    # How often a status is written depends on the moments at which pods are seen, whether a restart pauses on how long
+    # they had run: a late number may not come up.
     missed = [point for point, found in verdicts.items() if found == "not reached"]
-    assert all("posttrainingjobs/status" in point or "events" in point for point in missed), missed
+    assert not [point for point in missed if not point.startswith(UNSURE)], missed
     assert len(missed) <= len(verdicts) // 10, missed
     wrong = {point: found for point, found in verdicts.items() if found and point not in missed}
     assert not wrong, "\n\n".join(f"{point}: {found}" for point, found in wrong.items())

@@ -23,7 +23,7 @@ from posttrain_operator.reconcile.hangs import hanging, recovered
 from posttrain_operator.reconcile.holding import holding
 from posttrain_operator.reconcile.intake import intake, refused
 from posttrain_operator.reconcile.placement import giving_back
-from posttrain_operator.reconcile.restarts import lost_child, restarting
+from posttrain_operator.reconcile.restarts import condemned, lost_child, restarting
 from posttrain_operator.reconcile.revision import revising
 from posttrain_operator.reconcile.suspension import set_suspend, suspension
 from posttrain_operator.records import ChildRecord
@@ -117,10 +117,12 @@ def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime)
 def _unrecorded(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     """There never was a child, or nobody has recorded it before it was deleted: then its pods are no attempt of the
     next one's, and what they said is forgotten."""
-    if view.live:
-        message = f"waits until {len(view.live)} pod(s) of a deleted {seen.backend} are gone"
-        return starting("Pending", "CleaningUp", message).after(seen.timing.settle)
-    return intake(job, seen, now)
+    verdict = intake(job, seen, now)
+    if not (verdict.silent and view.live):
+        return verdict
+    message = f"waits until {len(view.live)} pod(s) of a deleted {seen.backend} are gone"
+    going = condemned((pod for pod in view.live if pod.deleting_since), seen, now)
+    return starting("Pending", "CleaningUp", message).doing(delete=going).after(seen.timing.settle)
 
 
 def _followed(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:

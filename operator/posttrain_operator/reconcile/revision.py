@@ -48,7 +48,8 @@ def _held(job: JobFacts, view: AttemptView, ends: list[PodEnd]) -> Verdict | Non
         return None
     cause, restarts = cause_from(asked, view), job.status.get("restarts") or {}
     counted = _uncounted(restarts) if _without_a_cause(job.status) else restarts
-    held = starting("Restarting", cause.reason, cause.told)
+    # While the user suspends the job it is known and holds nothing.
+    held = starting("Restarting", "Suspending" if job.suspend else cause.reason, cause.told)
     return held.having(restarts=pauses.lifted(counted), failure=dict(cause.failure)).after(0)
 
 
