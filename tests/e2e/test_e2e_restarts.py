@@ -101,10 +101,11 @@ def saved(status: dict[str, Any]) -> bool:
 
 
 def pause(bench: Bench, name: str) -> dict[str, Any]:
-    """Suspends and resumes; the status between the two."""
+    """Suspends and resumes; the status between the two. What the last report said may be written after it."""
     bench.until(name, lambda status: step(status) >= 2, PATIENCE)
     bench.kubectl("patch", "ptj", name, "--type=merge", "-p", '{"spec":{"suspend":true}}')
-    status = bench.until(name, lambda status: status.get("state") == "Suspended" and not bench.pods(name))
+    bench.until(name, lambda status: status.get("state") == "Suspended" and not bench.pods(name))
+    status = bench.until(name, lambda status: fault_kit.last_saved(status) > 0)
     bench.kubectl("patch", "ptj", name, "--type=merge", "-p", '{"spec":{"suspend":false}}')
     return status
 
