@@ -27,8 +27,8 @@ OUTAGES = """
 
 Made by [test_api_faults.py](../tests/cluster/test_api_faults.py), with the operator's time constants at a tenth: a
 proxy between operator and API server has the fault for so many seconds, while a job is created, one loses a pod, one
-ends and one is deleted. *Seconds*: from the end of the fault until each of them stood as if nothing had been, the
-restarted one running again. *Ends*: how often the operator's process ended itself and was started again.
+ends and one is deleted. *Seconds*: from the end of the fault until each of the first three stood as if nothing had
+been, the restarted one running again. *Ends*: how often the operator's process ended itself and was started again.
 """
 OUTAGE_HEAD = "| fault | for | seconds | ends | requests meanwhile |\n" + 5 * "|---" + "|\n"
 

@@ -43,7 +43,7 @@ def delete_a_pod(hit: Hit) -> None:
 
 
 def lose_the_node(hit: Hit) -> None:
-    """A third node takes its pod; the node comes back for the tests after this one."""
+    """Another node takes its pods, the other pod too where both were on this one; it comes back for the tests after."""
     node = hit.node_of(hit.pods[1])
     hit.bench.cluster.ask("lose-node", node=node)
     hit.bench.until(hit.name, lambda status: "NodeLost" in status.get("restarts", {}).get("byCause", {}), 600)
@@ -76,7 +76,7 @@ def kill_while_no_operator_runs(hit: Hit) -> None:
     deadline = time.monotonic() + 120
     while before & uids(hit) and time.monotonic() < deadline:
         time.sleep(0.5)
-    fault_kit.operator(hit.bench, 1)
+    fault_kit.operator(hit.bench, 2)  # as the chart has it: the lost node may be one of theirs
 
 
 def uids(hit: Hit) -> set[str]:
@@ -118,7 +118,7 @@ GONE_ON = (
     ),
     Fault("rank-hangs", stop_a_rank, "Hang", told={**WORKER, "rank": 1}, spec={"runPolicy": {"stallSeconds": 20}}),
     Fault("killed-without-operator", kill_while_no_operator_runs, None, counted=0),
-    Fault("node-lost", lose_the_node, "NodeLost", counted=0, told=WORKER),
+    Fault("node-lost", lose_the_node, "NodeLost", counted=0),
 )
 ENDED = (
     Fault(
