@@ -50,6 +50,8 @@ CLAIMS_DIR = "/claims"
 """Claim `c` of a `pvc://c/path` source is mounted read-only at `<CLAIMS_DIR>/c/`."""
 WORK_DIR = "/work"
 """An emptyDir: HOME and every cache."""
+STAGING_DIR = "staging"
+"""Below the work folder: checkpoints on their way to the storage; in memory where the job wishes it."""
 TERMINATION_LOG = "/dev/termination-log"
 
 STATUS_AUDIENCE = "posttrain.dev/status"

@@ -186,12 +186,14 @@ class EvaluationConfig(Model):
 
 
 class CheckpointConfig(Model):
-    """When to save, how many to keep, what to resume from. `start_from`: a checkpoint folder of another job."""
+    """When to save, how many to keep, what to resume from. `start_from`: a checkpoint folder of another job; `staging`:
+    what a save lies on until it is copied (None: it is written straight to the storage)."""
 
     every_steps: int | None = None
     every_seconds: int
     keep_last: int
     resume: Literal["Auto", "Never"]
+    staging: Literal["Disk", "Memory"] | None = None
     start_from: Source | None = None
 
 

@@ -61,6 +61,11 @@ class JobFacts:
         return self.policy("stallSeconds") or names.STALL_SECONDS
 
     @property
+    def has_started(self) -> bool:
+        """Whether the status tells of a child; there may be one that it does not tell of yet."""
+        return "backend" in self.status
+
+    @property
     def stalled_since(self) -> str | None:
         """When the attempt that runs was found to stand still; None: it was not."""
         attempt = self.status.get("attempt") or {}

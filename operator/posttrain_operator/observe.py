@@ -98,7 +98,7 @@ class Observer:
 
     async def _intent(self, record: JobRecord, job: JobFacts) -> Intent:
         """A job that has started is planned once more from what it was started with: its parents may be gone."""
-        known = await self._remembered(record) if "backend" in job.status and record.parents else {}
+        known = await self._remembered(record) if job.has_started and record.parents else {}
         return self._understood(record, {**self._family(record), **known})
 
     def _understood(self, record: JobRecord, family: Family) -> Intent:

@@ -107,7 +107,7 @@ class Cluster:
 
     def _remembered(self, job: JobFacts) -> Family:
         data = (self.maps.get("job-config") or {}).get("data") or {}
-        return read(data.get("parents.json", "")) if "backend" in job.status else {}
+        return read(data.get("parents.json", "")) if job.has_started else {}
 
     def _wanted(self) -> str:
         said = self.job["spec"].get("backend", "Auto")

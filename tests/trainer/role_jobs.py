@@ -23,6 +23,7 @@ from posttrain_trainer import runtime as runtime_module
 from posttrain_trainer.checkpoint import Checkpoints
 from posttrain_trainer.checkpoint_choice import Place
 from posttrain_trainer.checkpoint_facts import facts_of
+from posttrain_trainer.checkpoint_write import Content
 from posttrain_trainer.critic_model import build_critic, build_policy
 from posttrain_trainer.engine import Engine, Trained
 from posttrain_trainer.engine_adopt import Written
@@ -108,7 +109,7 @@ class Job:
 
     def again(self, roles: Roles) -> Roles:
         """Saved, and made anew from what was saved."""
-        self.checkpoints().save(saved_of(roles.engine, roles.critic), SAVED, random_state())
+        self.checkpoints().save(Content(saved_of(roles.engine, roles.critic), SAVED, random_state()))
         new = self.roles()
         if self.case.adopt:
             checkpoints = self.folder / "checkpoints" / "step-000002"

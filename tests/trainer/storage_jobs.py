@@ -16,6 +16,7 @@ from posttrain_trainer import checkpoint_files as files
 from posttrain_trainer.checkpoint import Checkpoints
 from posttrain_trainer.checkpoint_choice import Place
 from posttrain_trainer.checkpoint_facts import Facts
+from posttrain_trainer.checkpoint_write import Content
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.randomness import random_state
@@ -49,15 +50,24 @@ class Weights:
         raise AssertionError(f"{folder} is of these very ranks, and not {written}")
 
 
-def checkpoints(run_dir: Path, keep: int = 5, attempt: int = 1) -> Checkpoints:
+def checkpoints(run_dir: Path, keep: int = 5, attempt: int = 1, staging: Path | None = None) -> Checkpoints:
     runtime = Runtime(0, 0, 1, torch.device("cpu"), Control(None, 1), StopFlag())
-    return Checkpoints(Place(run_dir, "pvc://runs/job/u1", keep, resume=True), runtime, FACTS, Fence(run_dir, attempt))
+    place = Place(run_dir, "pvc://runs/job/u1", keep, resume=True, staging=staging)
+    return Checkpoints(place, runtime, FACTS, Fence(run_dir, attempt))
+
+
+def content(step: int, **state: Any) -> Content:
+    return Content(Weights(), State(step=step, **state), random_state())
 
 
 def save(store: Checkpoints, step: int) -> str | None:
-    """None where it is committed, else the reason."""
+    """None where it is committed, else the reason. Staged where the store stages."""
     try:
-        store.save(Weights(), State(step=step), random_state())
+        if store.staging:
+            store.stage(content(step))
+            store.land(())
+        else:
+            store.save(content(step))
     except TrainerFailure as failure:
         return str(failure.reason)
     return None
@@ -72,30 +82,54 @@ def found(run_dir: Path) -> dict[str, Any]:
     return {"committed": [entry.manifest.step for entry in entries], "whole": whole, "other": other}
 
 
-def every_size(folder: str, what: str, most: int, result: str) -> None:
+def every_size(folder: str, staging: str | None, what: str, most: int, result: str) -> None:
     """For each number up to `most` of pages or inodes (`what`) that are left: a checkpoint of step 2 while there is
-    room, then a save of step 4 with so many left, then what the next attempt resumes from."""
+    room, then a save of step 4 with so many left, then what the next attempt resumes from. `staging`: the node's
+    folder, elsewhere."""
     root = Path(folder)
     root.mkdir()
     problem = _mount_small(root, "64m")
-    trials = [] if problem else [_trial(root / str(left), what, left) for left in range(most)]
+    trials = (
+        [] if problem else [_trial(root / str(left), staging and Path(staging), what, left) for left in range(most)]
+    )
     Path(result).write_text(json.dumps({"skipped": problem, "trials": trials}))
 
 
-def _trial(run_dir: Path, what: str, left: int) -> dict[str, Any]:
+def _trial(run_dir: Path, staging: Path | None, what: str, left: int) -> dict[str, Any]:
     run_dir.mkdir()
     _mount(run_dir, "size=1m")
     (run_dir / "checkpoints").mkdir()
-    first = save(checkpoints(run_dir), 2)
+    first = save(checkpoints(run_dir, staging=staging), 2)
     now = os.statvfs(run_dir)
     pages, inodes = now.f_blocks - now.f_bfree + left, now.f_files - now.f_ffree + left
     _mount(run_dir, f"size={pages * now.f_bsize}" if what == "pages" else f"nr_inodes={inodes}", _MS_REMOUNT)
-    reason = save(checkpoints(run_dir), 4)
+    reason = save(checkpoints(run_dir, staging=staging), 4)
     kept = found(run_dir)
     weights = Weights()
     resumed = checkpoints(run_dir, attempt=2).resume(weights).step
     began = {"left": left, "first": first, "reason": reason}
     return {**began, **kept, "resumed": resumed, "from": weights.loaded[0].name}
+
+
+def small_node(folder: str, pages: int, result: str) -> None:
+    """Two saves, staged on a node that has room for one of so many pages and then for none."""
+    root = Path(folder)
+    staging = root / "staging"
+    staging.mkdir(parents=True)
+    problem = _mount_small(staging, str(pages * PAGE))
+    told: dict[str, Any] = {"skipped": problem}
+    if not problem:
+        (root / "checkpoints").mkdir()
+        store = checkpoints(root, staging=staging)
+        told["first"] = save(store, 2)
+        (staging / "filler").write_bytes(bytes(pages * PAGE // 2))
+        try:
+            store.stage(content(4))
+        except TrainerFailure as failure:
+            told |= {"reason": failure.reason, "message": failure.message}
+        told |= found(root)
+        told["left"] = sorted(path.name for path in staging.iterdir())
+    Path(result).write_text(json.dumps(told))
 
 
 def read_only(folder: str, result: str) -> None:
@@ -110,7 +144,7 @@ def read_only(folder: str, result: str) -> None:
         told["first"] = save(store, 2)
         _mount(root, "size=1m", _MS_REMOUNT | _MS_RDONLY)
         try:
-            store.save(Weights(), State(step=4), random_state())
+            store.save(content(4))
         except TrainerFailure as failure:
             told |= {"reason": failure.reason, "message": failure.message}
         told |= found(root)

@@ -31,9 +31,12 @@ def _told(tmp_path: Path, job: str, *arguments: Any) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize(("what", "most"), [("pages", ONE + 12), ("inodes", 16)])
-def test_full_at_any_point_of_a_save(tmp_path: Path, what: str, most: int) -> None:
-    trials = _told(tmp_path, "every_size", what, most)["trials"]
+def test_full_at_any_point_of_a_save(tmp_path: Path, what: str, most: int, staged: bool) -> None:
+    """Straight to the storage, and in the copy from the node."""
+    staging = str(tmp_path / "node") if staged else None
+    trials = _told(tmp_path, "every_size", staging, what, most)["trials"]
     assert {trial["first"] for trial in trials} == {None}
     assert {trial["reason"] for trial in trials} == {None, "StorageFull"}  # some sizes are too small, some are not
     for trial in trials:
@@ -53,6 +56,16 @@ def test_a_storage_that_becomes_read_only(tmp_path: Path) -> None:
         "pvc://runs/job/u1: the checkpoint could not be written, the volume is mounted read-only"
     )
     assert told["committed"] == told["whole"] == [2]
+
+
+def test_a_full_node_is_not_taken_for_a_full_claim(tmp_path: Path) -> None:
+    told = _told(tmp_path, "small_node", ONE)
+    assert told["first"] is None
+    assert told["reason"] == "StorageFull"
+    assert told["message"].startswith("checkpoint.staging: ")
+    assert "leave staging out" in told["message"]
+    assert told["committed"] == told["whole"] == [2]
+    assert (told["other"], told["left"]) == ([], ["filler"])
 
 
 def test_room_is_made_before_a_save_where_the_newest_is_whole(tmp_path: Path) -> None:

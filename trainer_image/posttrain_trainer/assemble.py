@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from posttrain_api.names import STAGING_DIR
 from posttrain_api.records import Resolved
 from posttrain_api.trainer import TrainerConfig
 from posttrain_trainer.algorithms import algorithm_of
@@ -97,6 +98,7 @@ def _checkpoints(job: Job) -> Checkpoints:
         keep=config.checkpoint.keep_last,
         resume=config.checkpoint.resume == "Auto",
         start_from=Path(source.path) if source is not None and source.path is not None else None,
+        staging=Path(config.work_dir) / STAGING_DIR if config.checkpoint.staging is not None else None,
     )
     # All ranks write into one temporary folder, and its name has the number: rank 0's counts, whatever others see.
     attempt: int = job.runtime.control.gather(_attempt(config))[0]

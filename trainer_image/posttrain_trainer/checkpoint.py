@@ -1,7 +1,8 @@
 """Saving and resuming: everything a later attempt needs to go on bit for bit.
 
-Called by the worker (resume) and the loop (save). All ranks call every method together. A committed checkpoint that
-cannot be used ends the job with CheckpointIncompatible; only where none was ever committed is a fresh start right.
+Called by the worker (resume) and the loop (save, or stage and land). All ranks call every method together. A committed
+checkpoint that cannot be used ends the job with CheckpointIncompatible; only where none was ever committed is a fresh
+start right.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import time
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
@@ -22,18 +22,15 @@ from posttrain_api.records import Checkpoint
 from posttrain_trainer import checkpoint_files as files
 from posttrain_trainer.checkpoint_choice import Chooser, Place
 from posttrain_trainer.checkpoint_facts import Facts, differences
-from posttrain_trainer.checkpoint_files import Committed, Manifest
-from posttrain_trainer.engine_adopt import Written
+from posttrain_trainer.checkpoint_files import Committed
+from posttrain_trainer.checkpoint_write import STATE, Content, Saved, Staged, Writer, generators_name
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.randomness import restore_random, seed_anew
-from posttrain_trainer.record import utc_now
 from posttrain_trainer.runtime import Runtime
-from posttrain_trainer.signs import growing
 from posttrain_trainer.state import State
 from posttrain_trainer.storage import has_room, make_room, storage_failure
 
-STATE = "trainer.json"
 _OTHERWISE = (
     "Start a new job with the checkpoint's values, or without it (checkpoint.resume: Never, no checkpoint.from)."
 )
@@ -41,17 +38,12 @@ _ELASTIC = "Another number of processes or ZeRO stage goes on in a new job, whos
 log = logging.getLogger(__name__)
 
 
-class Saved(Protocol):
-    """What has weights and optimizer states of its own: an engine, or several (roles.py)."""
+@dataclass(frozen=True)
+class Landed:
+    """A checkpoint that was staged, once it is committed, and the state that it is of."""
 
-    def save(self, folder: Path) -> None:
-        """Writes its files below `folder`; all ranks call it."""
-
-    def load(self, folder: Path) -> None:
-        """Reads what `save` wrote; all ranks call it. TrainerFailure(CheckpointIncompatible)."""
-
-    def adopt(self, folder: Path, written: Written) -> None:
-        """Reads what `save` wrote on another number of ranks or at another ZeRO stage; all ranks call it."""
+    checkpoint: Checkpoint
+    state: State
 
 
 class Checkpoints:
@@ -63,6 +55,8 @@ class Checkpoints:
         self._place = place
         self._runtime = runtime
         self._facts = facts
+        self._writer = Writer(place, runtime, facts, fence)
+        self._staged: Staged | None = None
         self._chooser = Chooser(place, runtime)
 
     def resume(self, saved: Saved) -> State:
@@ -91,7 +85,7 @@ class Checkpoints:
             log.info("%s was written by %s: its state is taken over by name", folder, facts.written)
             saved.adopt(folder, facts.written)
         if facts.written.ranks == self._runtime.ranks:
-            restore_random(torch.load(folder / _random_name(self._runtime.rank), weights_only=True))
+            restore_random(torch.load(folder / generators_name(self._runtime.rank), weights_only=True))
         else:
             seed_anew(self._facts.seed, step, self._runtime.rank)
 
@@ -106,21 +100,69 @@ class Checkpoints:
             )
         saved.load(files.folder_of(self._place.root, step))
 
-    def save(self, saved: Saved, state: State, random_state: dict[str, Any]) -> Checkpoint:
-        """Commits a checkpoint of `state` and removes the oldest. TrainerFailure(StorageFull,
-        StorageReadOnly) leaves the older ones whole."""
-        temporary = files.temporary_of(self._place.root, state.step, self.fence.attempt)
+    def save(self, content: Content) -> Checkpoint:
+        """Commits a checkpoint and removes the oldest. TrainerFailure(StorageFull, StorageReadOnly) leaves the older
+        ones whole."""
+        with self._failures(content.state.step):
+            self._make_room(content.state)
+            committed = self._writer.write(content)
+        return self._told(committed)
+
+    def stage(self, content: Content) -> None:
+        """Begins one that is copied to the storage while the caller goes on; nothing is saved before `land`. What was
+        begun before must have landed. Failures: as `save`."""
+        assert self._staged is None
+        with self._failures(content.state.step):
+            self._make_room(content.state)
+            self._staged = self._writer.stage(content)
+
+    def land(self, spared: Collection[int]) -> Landed:
+        """Waits for what `stage` began and commits it. `spared`: steps whose checkpoints must stay. Failures: as
+        `save`."""
+        assert self._staged is not None
+        staged, self._staged = self._staged, None
+        if staged.copy.running:
+            log.info("training waits: step %d is still being copied to the storage", staged.state.step)
+        with self._failures(staged.state.step):
+            committed = self._writer.land(staged, spared)
+        return Landed(self._told(committed), staged.state)
+
+    @property
+    def staging(self) -> bool:
+        """Whether a save may be staged."""
+        return self._place.staging is not None
+
+    @property
+    def staged(self) -> bool:
+        """Whether one is on its way: `land` commits it."""
+        return self._staged is not None
+
+    @property
+    def copying(self) -> bool:
+        """Whether this rank is still at it; others may be later or earlier."""
+        return self._staged is not None and self._staged.copy.running
+
+    @property
+    def newest_step(self) -> int | None:
+        """Of what is committed or on its way."""
+        if self._staged is not None:
+            return self._staged.state.step
+        return None if self.last is None else self.last.step
+
+    @contextmanager
+    def _failures(self, step: int) -> Iterator[None]:
+        """What a failed save leaves is removed; a storage that takes nothing more is told in words."""
         try:
-            self._make_room(state)
-            with growing(temporary) if self._runtime.first else nullcontext():
-                committed = self._write(temporary, saved, state, random_state)
+            yield
         except Exception as error:
             failure = storage_failure(error, self._place.root, self._place.uri)
-            shutil.rmtree(temporary, ignore_errors=True)  # best effort: the error itself is what matters
+            shutil.rmtree(self._writer.temporary(step), ignore_errors=True)  # best effort: the error is what matters
             if failure is not None:
                 raise failure from error
             raise
-        # Rank 0 tells the others: a rename on a network file system may show late on another node.
+
+    def _told(self, committed: Committed | None) -> Checkpoint:
+        """Rank 0 tells the others: a rename on a network file system may show late on another node."""
         last: Checkpoint = self._runtime.control.gather(self._describe(committed) if committed else None)[0]
         self.last = last
         return last
@@ -148,35 +190,6 @@ class Checkpoints:
             self.fence.check()
             removed = make_room(root, newest, state.spared)
             log.warning("%s: no room for another checkpoint; removed before it is written: %s", root, removed or "none")
-
-    def _write(self, temporary: Path, saved: Saved, state: State, random_state: dict[str, Any]) -> Committed | None:
-        """The committed checkpoint on rank 0, None on the others."""
-        runtime, began = self._runtime, time.monotonic()
-        if runtime.first:
-            self.fence.check()
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            document = {"state": state.to_wire(), "facts": vars(self._facts)}
-            files.write_json(temporary / STATE, document)
-        runtime.control.barrier()
-        torch.save(random_state, temporary / _random_name(runtime.rank))
-        saved.save(temporary)
-        runtime.control.barrier()
-        mine = files.files_below(temporary)[runtime.rank :: runtime.ranks]
-        parts = runtime.control.gather(files.entries(temporary, mine))
-        if not runtime.first:
-            return None
-        listed = {name: entry for part in parts for name, entry in part.items()}
-        took = round(time.monotonic() - began, 3)
-        manifest = Manifest(
-            step=state.step, time=utc_now(), attempt=self.fence.attempt, files=listed, save_seconds=took
-        )
-        final = files.folder_of(self._place.root, state.step)
-        self.fence.check()
-        files.commit(temporary, final, manifest)
-        files.prune(self._place.root, self._place.keep, state.spared)
-        files.replace_json(self._place.record, {"step": state.step, "folder": final.name, "time": manifest.time})
-        return Committed(final, manifest)
 
     def _prepare_root(self) -> None:
         if self._runtime.first:
@@ -216,7 +229,3 @@ class Checkpoints:
             digest=entry.digest,
             save_seconds=entry.manifest.save_seconds,
         )
-
-
-def _random_name(rank: int) -> str:
-    return f"rank-{rank:05d}.pt"

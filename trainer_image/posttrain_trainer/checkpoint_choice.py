@@ -23,13 +23,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where checkpoints are. `uri`: the run's, as the outside names it; `start_from`: folder of another job's."""
+    """Where checkpoints are. `uri`: the run's, as the outside names it; `start_from`: folder of another job's;
+    `staging`: of the node, where they are written first."""
 
     run_dir: Path
     uri: str
     keep: int
     resume: bool
     start_from: Path | None = None
+    staging: Path | None = None
 
     @property
     def root(self) -> Path:

@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 from posttrain_api.reasons import Reason
 from posttrain_trainer.algorithms.base import Algorithm
 from posttrain_trainer.best import Judge
-from posttrain_trainer.checkpoint import Checkpoints, Saved
+from posttrain_trainer.checkpoint import Checkpoints
+from posttrain_trainer.checkpoint_write import Content, Saved
 from posttrain_trainer.engine import Engine
-from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.errors import NotFinite, TrainerFailure
 from posttrain_trainer.evaluate import Evaluation
 from posttrain_trainer.guards import Guards, ending
 from posttrain_trainer.learner import Learner
@@ -104,6 +105,13 @@ class Loop:
         """True at the end; False where the ranks agreed to stop, with everything saved. TrainerFailure(NonFinite,
         GuardTripped, GuardSuspended) on every rank."""
         begin()
+        try:
+            return self._run()
+        except NotFinite:
+            self._land()  # all ranks are here, and it is of a step before
+            raise
+
+    def _run(self) -> bool:
         if self._evaluation_missing() and not self._conclude():
             return self._leave(random_state())
         while self.state.step < self._course.total_steps:
@@ -162,14 +170,16 @@ class Loop:
         self._parts.recorder.step(self.state.step, self.state.metrics or {})
         course, step = self._course, self.state.step
         late = self._runtime.first and time.monotonic() - self._saved_at >= course.save_every_seconds
-        flags = (self._runtime.stop.requested, late, ends is not None)
-        stop, due, ended = self._runtime.control.max(list(map(float, flags)))
+        flags = (self._runtime.stop.requested, late, ends is not None, self._parts.checkpoints.copying)
+        stop, due, ended, copying = self._runtime.control.max(list(map(float, flags)))
+        if not copying:
+            self._land()
         if ended:
             self._end(ends)
         every = course.save_every_steps
         chosen = self.state.best is not None and self.state.best.step == step
         if due or chosen or step == course.total_steps or (every is not None and step % every == 0):
-            self._save(random_state())
+            self._save(random_state(), beside=not stop and step < course.total_steps)
         return not stop or step == course.total_steps
 
     def _guard(self) -> TrainerFailure | None:
@@ -177,9 +187,8 @@ class Loop:
         guards, state, parts = self._parts.guards, self.state, self._parts
         if not guards.rules or not self._runtime.first:
             return None
-        last = None if parts.checkpoints.last is None else parts.checkpoints.last.step
         try:
-            looked = guards.look(state.guards, state.step, state.metrics or {}, last)
+            looked = guards.look(state.guards, state.step, state.metrics or {}, parts.checkpoints.newest_step)
         except TrainerFailure as failure:
             return failure
         self.state = replace(state, guards=looked.state)
@@ -195,6 +204,7 @@ class Loop:
         """On every rank as rank 0 says. A suspended job goes on from the state as it is."""
         told = None if ends is None else (ends.reason, ends.message)
         reason, message = self._runtime.control.gather(told)[0]
+        self._land()  # it may be the newest good one
         if reason is Reason.GUARD_SUSPENDED:
             self._save(random_state())
         raise TrainerFailure(reason, message)
@@ -222,16 +232,31 @@ class Loop:
     def _stopping(self) -> bool:
         return self._runtime.control.any(self._runtime.stop.requested)
 
-    def _save(self, generators: dict[str, Any]) -> None:
-        self._parts.recorder.phase("Saving")
-        self._parts.recorder.sync()
+    def _save(self, generators: dict[str, Any], beside: bool = False) -> None:
+        """`beside`: the copy to the storage may go on beside the training."""
+        parts = self._parts
+        parts.recorder.phase("Saving")
+        self._land()
+        parts.recorder.sync()
+        content = Content(parts.saved, self.state, generators)
         with self._phases.measure("checkpoint"):
-            saved = self._parts.checkpoints.save(self._parts.saved, self.state, generators)
-        self._parts.recorder.checkpoint(saved, self.state.best)
-        self._parts.recorder.phase("Training")
+            if beside and parts.checkpoints.staging:
+                parts.checkpoints.stage(content)
+            else:
+                parts.recorder.checkpoint(parts.checkpoints.save(content), self.state.best)
+        parts.recorder.phase("Training")
         self._saved_at = time.monotonic()
 
+    def _land(self) -> None:
+        """Commits what was staged; where it is not on the storage yet, training waits for it."""
+        parts = self._parts
+        if parts.checkpoints.staged:
+            with self._phases.measure("checkpoint"):
+                landed = parts.checkpoints.land(self.state.spared)
+            parts.recorder.checkpoint(landed.checkpoint, landed.state.best)
+
     def _leave(self, generators: dict[str, Any]) -> bool:
+        self._land()
         last = self._parts.checkpoints.last
         if self.state.step > 0 and (last is None or last.step != self.state.step):
             self._save(generators)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posttrain_trainer.checkpoint import Saved
+from posttrain_trainer.checkpoint_write import Saved
 from posttrain_trainer.engine import Engine, StepInfo, Trained
 from posttrain_trainer.engine_adopt import Written
 from posttrain_trainer.engine_config import EngineSettings

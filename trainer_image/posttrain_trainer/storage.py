@@ -42,8 +42,7 @@ def make_room(root: Path, newest: Committed, spared: Collection[int]) -> list[st
 def storage_failure(error: Exception, root: Path, uri: str) -> TrainerFailure | None:
     """The failure where `error` is of a storage that takes nothing more; None where it is of something else. `uri`: of
     the run; it names the claim, as the path in the pod does not."""
-    hidden = isinstance(error, RuntimeError) and any(part in str(error) for part in _HIDDEN)
-    reason = _probe(root) if hidden else classify(error)[0]
+    reason = None if isinstance(error, TrainerFailure) else _reason(error, root)
     if reason is Reason.STORAGE_READ_ONLY:
         return TrainerFailure(
             reason,
@@ -58,6 +57,16 @@ def storage_failure(error: Exception, root: Path, uri: str) -> TrainerFailure | 
         f"{uri}: the checkpoint could not be written, {free:,} bytes were free then ({error}). The older checkpoints "
         "are whole. Enlarge or empty the claim, or lower checkpoint.keepLast, then run the job anew.",
     )
+
+
+def is_full(error: Exception, folder: Path) -> bool:
+    """Whether `error` says that the file system of `folder` takes nothing more."""
+    return _reason(error, folder.parent) is Reason.STORAGE_FULL
+
+
+def _reason(error: Exception, root: Path) -> Reason:
+    hidden = isinstance(error, RuntimeError) and any(part in str(error) for part in _HIDDEN)
+    return _probe(root) if hidden else classify(error)[0]
 
 
 def _probe(root: Path) -> Reason:

@@ -203,6 +203,13 @@ class CheckpointPolicy(SpecModel):
         default="Auto",
         example="Never",
     )
+    staging: Literal["Disk", "Memory"] | None = optional(
+        "For slow storage: save to the node first and copy from there while training goes on. Disk needs that room on "
+        "the node's disk, Memory in the pod's memory: each process its part of a checkpoint. Nothing counts as saved "
+        "before it is on the storage; the last save of a job and of a pod that is told to end is made straight there",
+        default="none: training waits until the storage has it",
+        example="Disk",
+    )
     from_: CheckpointFrom | None = optional(
         "Go on from a checkpoint of another job: weights, optimizer, step and position in the data. Nodes, processes "
         "and deepspeed may be others than that job's; model, tuning, data, seed, batchSize and precision may not",

@@ -92,7 +92,9 @@ class CheckpointStatus(Model):
     """A committed checkpoint."""
 
     step: int | None = optional("Step after which it was taken", example=1000, ge=0, le=BIG)
-    time: RFC3339 | None = optional("When it was committed", example="2026-01-31T13:00:00Z")
+    time: RFC3339 | None = optional(
+        "When it was committed; with checkpoint.staging, when it was whole on the node", example="2026-01-31T13:00:00Z"
+    )
     uri: str | None = optional("Its folder", example="pvc://runs/my-job/3f0c/checkpoints/step-1000", max_length=URI)
     size_bytes: int | None = optional("Its size", unit="bytes", example=123456789, ge=0, le=BIG)
     digest: str | None = optional("Digest of its manifest", example="sha256:9f2c", max_length=DIGEST)

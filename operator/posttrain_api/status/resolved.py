@@ -208,6 +208,7 @@ class ResolvedCheckpoint(Model):
     every_seconds: int | None = optional("Save after so much time", unit="seconds", example=1800)
     keep_last: int | None = optional("Checkpoints kept", example=2)
     resume: Literal["Auto", "Never"] | None = optional("Whether a new attempt goes on", example="Auto")
+    staging: Literal["Disk", "Memory"] | None = optional("What a save lies on until it is copied", example="Disk")
     from_: Annotated[str, Field(max_length=URI)] | None = optional(
         "Checkpoint the job starts from", alias="from", example="pvc://runs/base/3f0c/checkpoints/step-100"
     )

@@ -19,6 +19,7 @@ TOKEN_SECONDS = 3600
 USER = 1000
 _CA = f"{names.STATUS_DIR}/{CA_FILE}"
 _TOKEN = f"{names.STATUS_DIR}/token"
+_STAGING = f"{names.WORK_DIR}/{names.STAGING_DIR}"
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,14 @@ def _volumes(plan: Plan, status: StatusEndpoint | None) -> list[dict[str, Any]]:
         {"name": "work", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": plan.resources.shared_memory}},
+        *([{"name": "staging", "emptyDir": {"medium": "Memory"}}] if _stages_in_memory(plan) else []),
         *([_status_volume(name)] if status else []),
     ]
+
+
+def _stages_in_memory(plan: Plan) -> bool:
+    """On disk the folder is a part of the work volume."""
+    return plan.config.checkpoint.staging == "Memory"
 
 
 def _claim(name: str) -> dict[str, Any]:
@@ -173,6 +180,7 @@ def _mounts(plan: Plan, status: StatusEndpoint | None) -> list[dict[str, Any]]:
         {"name": "work", "mountPath": names.WORK_DIR},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
+        *([{"name": "staging", "mountPath": _STAGING}] if _stages_in_memory(plan) else []),
         *([_read_only("status", names.STATUS_DIR)] if status else []),
     ]
 

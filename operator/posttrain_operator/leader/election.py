@@ -102,8 +102,10 @@ class Election:
 
     def _haste(self, now: float) -> float:
         assert self.until is not None
+        if not self.fresh:
+            return 0.25
         renewed = self.until - self.terms.renew
-        return 0.25 if not self.fresh else 0.0 if now >= renewed + self.terms.retry else 1.0
+        return 0.0 if now >= renewed + self.terms.retry else 1.0
 
     def _free(self, now: float) -> bool:
         return not self.seen.holder or now >= self.seen_at + self._patience()

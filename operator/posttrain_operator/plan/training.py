@@ -190,5 +190,6 @@ def checkpoint_config(context: Context, start: Location | None) -> CheckpointCon
         every_seconds=pick(said.every_seconds, CHECKPOINT_SECONDS),
         keep_last=pick(said.keep_last, KEEP_LAST),
         resume=said.resume or "Auto",
+        staging=said.staging,
         start_from=start.source if start else None,
     )

@@ -24,7 +24,7 @@ def obstacle(job: JobFacts, seen: Observation) -> Missing | None:
     if plan is None or plan.new_claim is None:
         return None
     found, name = seen.claim, plan.storage_claim
-    if found is None and "backend" in job.status:
+    if found is None and job.has_started:
         message = f"{claims.KIND} {name}, which was made for this job, is gone, and its checkpoints with it; restore it"
         return Missing(Reason.STORAGE_NOT_FOUND, f"{message}, or run the job anew under another name")
     if found is not None and not leaving(job, seen) and found.made_for != job.key.name:

@@ -46,7 +46,7 @@ def reconcile(job: JobFacts, seen: Observation, now: datetime) -> Actions:
         status=status if write else None,
         events=(*verdict.events, *transitions(job, status)) if write else (),
         requeue_after=wait,
-        attempt_uids=_settled_uids(status) if seen.child or _known(job) else frozenset(),
+        attempt_uids=_settled_uids(status) if seen.child or job.has_started else frozenset(),
     )
 
 
@@ -87,19 +87,14 @@ def _childless(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
     )
 
 
-def _known(job: JobFacts) -> bool:
-    """Whether the status tells of a child."""
-    return "backend" in job.status
-
-
 def _ended(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict | None:
     """What the pods of a child that is gone or going have said at their end."""
-    return ending(job, seen, view, now) if _known(job) else None
+    return ending(job, seen, view, now) if job.has_started else None
 
 
 def _cleared(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> Verdict:
     """Nothing is made again before the last pod of a lost child is gone; the pods of a new one are the next attempt."""
-    if not _known(job):
+    if not job.has_started:
         return _unrecorded(job, seen, view, now)
     waiting = restarting(job, seen, view, now) if view.live else None
     if waiting:
@@ -156,7 +151,7 @@ def _backend(seen: Observation) -> dict[str, str]:
 def _outdated(job: JobFacts, seen: Observation) -> Verdict | None:
     """The spec was edited between the child's creation and its record in the status: the child is made anew."""
     plan, child = seen.intent.plan, seen.child
-    if plan is None or child is None or _known(job):
+    if plan is None or child is None or job.has_started:
         return None
     if (child.spec_hash, child.kind) == (plan.spec_hash, seen.backend):
         return None

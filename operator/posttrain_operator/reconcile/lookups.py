@@ -35,7 +35,7 @@ class Lookups:
 
 def needs_plan(job: JobFacts, has_child: bool) -> bool:
     """Whether the spec must be understood: before the job is known to have started, and when its child is gone."""
-    return not job.terminal and (not has_child or "backend" not in job.status)
+    return not job.terminal and (not has_child or not job.has_started)
 
 
 def before_start(job: JobFacts, intent: Intent, has_child: bool) -> Lookups:

@@ -174,7 +174,7 @@ def lost_child(job: JobFacts, seen: Observation, view: AttemptView, now: datetim
 
     A suspended job has lost nothing by it, also where it was suspended until a moment ago.
     """
-    if "backend" not in job.status or view.closed or job.holds("Suspended"):
+    if not job.has_started or view.closed or job.holds("Suspended"):
         return None
     cause = lost(f"the {job.status['backend'].get('kind', 'child')} was deleted; it is made again")
     return restart(job, view, cause, now)

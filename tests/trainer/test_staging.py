@@ -1,0 +1,255 @@
+"""checkpoint.staging: a save is copied to the storage while training goes on, counts only when it is there, and costs
+nothing that a straight one would have kept. Real ranks; what the copy waits for is written in the test, not slept for.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import resume_jobs
+import staging_jobs
+from online_kit import online_job
+from staging_jobs import WAITED
+from storage_jobs import checkpoints, content, found, save
+from trainer_kit import exported, make_config, make_model, prepare, rows, start_ranks, steady_lines, succeed
+
+from posttrain_api.records import Best
+from posttrain_trainer import checkpoint_copy
+from posttrain_trainer.checkpoint_copy import Copy
+from posttrain_trainer.checkpoint_files import FileEntry, committed, damaged, file_digest
+from posttrain_trainer.errors import TrainerFailure
+
+STEPS = 8
+RARE = {"checkpoint__every_steps": 4}
+RATE = {"metric": "learning_rate", "above": 0.035, "for_steps": 2}
+RISING = {"training__learning_rate": 0.09, "training__warmup_steps": 8, "training__schedule": "Linear"}
+"""0.01 more each step: RATE is broken from step 4 on."""
+
+
+def _job(run_dir: Path, ranks: int = 2, zero: int = 2, **changes: Any) -> Any:
+    given: dict[str, Any] = {
+        "zero_stage": zero,
+        "checkpoint__every_steps": 2,
+        "checkpoint__keep_last": 2,
+        "checkpoint__staging": "Disk",
+        "topology__processes_per_node": ranks,
+        "training__max_steps": STEPS,
+    }
+    config = make_config(run_dir, **{**given, **changes})
+    if not (run_dir / "model").exists():
+        make_model(run_dir / "model")
+    prepare(config, rows(25))
+    return config
+
+
+def _run(config: Any, *job: Any, attempt: int = 1) -> tuple[list[int | None], list[str]]:
+    """Exit codes and events."""
+    run_dir = Path(config.run_dir)
+    given = {"POSTTRAIN_CONFIG": str(run_dir / "config.json"), "POSTTRAIN_ATTEMPT": str(attempt)}
+    ranks = config.topology.processes_per_node
+    running = start_ranks(staging_jobs.held, job, ranks, run_dir / f"logs-{attempt}", **given)
+    codes = running.wait()
+    return codes, staging_jobs.events_of(run_dir)
+
+
+def _steps(config: Any) -> list[int]:
+    """Those that are whole."""
+    entries = committed(Path(config.run_dir) / "checkpoints")
+    return [entry.manifest.step for entry in entries if damaged(entry, entry.manifest.files) is None]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """Jobs that save straight to the storage, by their ZeRO stage."""
+    jobs = {
+        zero: _job(tmp_path_factory.mktemp("straight"), zero=zero, checkpoint__staging=None, **RARE) for zero in (2, 3)
+    }
+    for job in jobs.values():
+        succeed(job, 2)
+    return jobs
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_training_goes_on_beside_the_copy(tmp_path: Path, straight: dict[int, Any], zero: int) -> None:
+    """The copy of step 4 ends after step 5 is done; nothing is different but the order."""
+    config = _job(tmp_path, zero=zero, **RARE)
+    codes, events = _run(config, 1, 4, 5)
+    assert codes == [0, 0]
+    assert events.index("step 5") < events.index("copied 4") < events.index("commit 4") < events.index("step 8")
+    assert [event for event in events if event.startswith("commit")] == ["commit 4", "commit 8"]
+    assert exported(config) == exported(straight[zero])
+    assert steady_lines(config) == steady_lines(straight[zero])
+    assert _files(config) == _files(straight[zero])
+    assert [*(tmp_path / "work" / "staging").iterdir()] == []
+
+
+def _files(config: Any) -> dict[int, dict[str, str]]:
+    """Digests of what each checkpoint holds, but for what names times."""
+    entries = committed(Path(config.run_dir) / "checkpoints")
+    kept = {entry.manifest.step: entry.manifest.files for entry in entries}
+    return {
+        step: {name: each.sha256 for name, each in listed.items() if name != "trainer.json"}
+        for step, listed in kept.items()
+    }
+
+
+def test_a_save_that_falls_due_waits_for_the_one_before(tmp_path: Path) -> None:
+    config = _job(tmp_path)
+    codes, events = _run(config, 1, 2, WAITED)
+    assert codes == [0, 0]
+    assert events.index("step 4") < events.index("commit 2") < events.index("step 5")
+    log = (tmp_path / "logs-1" / "rank-1.log").read_text()
+    assert "training waits: step 2 is still being copied to the storage" in log
+
+
+def test_the_last_save_is_there_before_the_job_ends(tmp_path: Path) -> None:
+    config = _job(tmp_path, checkpoint__every_steps=7)
+    codes, events = _run(config, 0, 7, WAITED)
+    assert codes == [0, 0]
+    assert events[-4:] == ["step 8", "copied 7", "commit 7", "commit 8"]
+    assert _steps(config) == [8, 7]
+
+
+def test_killed_while_the_copy_goes_on_is_bit_equal(tmp_path: Path, straight: dict[int, Any]) -> None:
+    """What was not copied to its end was never saved; what is left of it goes."""
+    config = _job(tmp_path)
+    codes, events = _run(config, 1, 4, WAITED, "killed_after_line", 5)
+    assert codes[0] == -9
+    assert events[-1] == "step 5"
+    assert _steps(config) == [2]
+    assert (tmp_path / "checkpoints" / "step-000004.tmp-1").is_dir()
+    succeed(config, 2, attempt=2)
+    assert "at step 2" in (tmp_path / "logs-2" / "rank-0.log").read_text()
+    assert exported(config) == exported(straight[2])
+    assert steady_lines(config) == steady_lines(straight[2])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000006", "step-000008"]
+
+
+def test_told_to_end_both_are_saved(tmp_path: Path, straight: dict[int, Any]) -> None:
+    config = _job(tmp_path)
+    codes, events = _run(config, 1, 2, WAITED, "term_after_line", 3)
+    assert codes == [143, 143]
+    assert events[-4:] == ["step 3", "copied 2", "commit 2", "commit 3"]
+    assert _steps(config) == [3, 2]
+    succeed(config, 2, attempt=2)
+    assert exported(config) == exported(straight[2])
+    assert steady_lines(config) == steady_lines(straight[2])
+
+
+@pytest.mark.parametrize(("action", "code", "kept"), [("Fail", 41, [3]), ("Suspend", 163, [5, 3])])
+def test_a_guard_keeps_what_is_on_its_way(tmp_path: Path, action: str, code: int, kept: list[int]) -> None:
+    """It is the newest from before the first broken step."""
+    rules = {"guards": {"rules": [{**RATE, "action": action}]}}
+    config = _job(tmp_path, checkpoint__every_steps=3, checkpoint__keep_last=1, **RISING, **rules)
+    codes, _ = _run(config, 1, 3, WAITED)
+    assert codes == [code, code]
+    assert _steps(config) == kept
+    message = json.loads((tmp_path / "work" / "ends" / "rank-1.json").read_text())["message"]
+    assert f"checkpoints/step-00000{kept[0]}" in message
+
+
+def test_not_finite_keeps_what_is_on_its_way(tmp_path: Path) -> None:
+    """The first step throws the weights to 1e30, so that the second cannot be computed."""
+    thrown = {"training__learning_rate": 1e30, "training__warmup_steps": 0}
+    config = _job(tmp_path, zero=0, checkpoint__every_steps=1, **thrown)
+    codes, events = _run(config, 1, 1, WAITED)
+    assert codes == [40, 40]
+    assert events == ["step 1", "copied 1", "commit 1"]
+
+
+def test_every_checkpoint_of_rl_is_staged_with_its_critic(tmp_path: Path) -> None:
+    make_model(tmp_path / "model")
+    both = {"topology__processes_per_node": 2, "training__max_steps": 3, "checkpoint__every_steps": 1}
+    for name, staging in (("straight", None), ("staged", "Memory")):
+        online_job(tmp_path / name, tmp_path / "model", "PPO", **both, checkpoint__staging=staging)
+    configs = [make_config(tmp_path / name) for name in ("straight", "staged")]
+    folders = [config.run_dir for config in configs]
+    running = start_ranks(resume_jobs.attempt, (1, folders), 2, tmp_path / "logs")
+    assert running.wait() == [0, 0], running.output()
+    assert exported(configs[0]) == exported(configs[1])
+    assert _files(configs[0]) == _files(configs[1])
+
+
+def test_two_bests_and_no_moment_without_one(tmp_path: Path) -> None:
+    """The best so far stays until the checkpoint of a better one is committed."""
+    best = [Best(step=step, metric="eval_loss", value=1.0, uri=f"pvc://runs/{step}") for step in (2, 6)]
+    store = checkpoints(tmp_path, keep=1, staging=tmp_path / "node")
+    assert save(store, 2) is None
+    store.stage(content(4, best=best[0]))
+    store.land({6})  # by now 6 is better, and not saved
+    assert found(tmp_path)["whole"] == [4, 2]
+    store.stage(content(6, best=best[1]))
+    store.land({6})
+    assert found(tmp_path)["whole"] == [6]
+
+
+def test_what_a_guard_has_come_to_need_stays(tmp_path: Path) -> None:
+    store = checkpoints(tmp_path, keep=1, staging=tmp_path / "node")
+    assert save(store, 2) is None
+    store.stage(content(4))
+    store.land({2})  # broken since step 3
+    assert found(tmp_path)["whole"] == [4, 2]
+
+
+def test_nothing_is_committed_once_a_newer_attempt_has_taken_over(tmp_path: Path) -> None:
+    store = checkpoints(tmp_path, staging=tmp_path / "node")
+    store.stage(content(4))
+    (tmp_path / "attempt.json").write_text('{"attempt": 2}')
+    with pytest.raises(TrainerFailure, match="attempt 2 has taken over"):
+        store.land(())
+    assert found(tmp_path)["committed"] == []
+
+
+def test_save_seconds_end_with_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the step after which it is committed, which may be long; `time` is that of the state."""
+    store = checkpoints(tmp_path, staging=tmp_path / "node")
+    store.stage(content(2))
+    assert store._staged is not None
+    taken, began = store._staged.taken, store._staged.began
+    store._staged.copy._thread.join()
+    store._staged.copy._ended = began + 7.25
+    told = store.land(()).checkpoint
+    assert (told.save_seconds, told.time) == (7.25, taken)
+
+
+@pytest.fixture
+def marks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    found: list[int] = []
+    monkeypatch.setattr(checkpoint_copy, "mark", lambda: found.append(1))
+    monkeypatch.setattr(checkpoint_copy, "_LOOK_SECONDS", 0.01)
+    return found
+
+
+def test_a_copy_leaves_no_sign_of_life(tmp_path: Path, marks: list[int]) -> None:
+    """A training that hangs must not look alive because its last checkpoint is being copied."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "ds").mkdir(parents=True)
+    target.mkdir()
+    (source / "ds" / "model.pt").write_bytes(bytes(range(256)) * (1 << 16))
+    copy = Copy(source, target)
+    copy._thread.join()
+    assert marks == []
+    entries, _ = copy.wait()
+    copied = target / "ds" / "model.pt"
+    assert copied.read_bytes() == (source / "ds" / "model.pt").read_bytes()
+    assert entries == {"ds/model.pt": FileEntry(size=copied.stat().st_size, sha256=file_digest(copied))}
+
+
+@pytest.mark.parametrize("gets_on", [True, False])
+def test_who_waits_for_a_copy_gets_on_as_the_copy_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marks: list[int], gets_on: bool
+) -> None:
+    def slow(copy: Copy, source: Path, target: Path) -> FileEntry:
+        for _ in range(20):
+            time.sleep(0.02)
+            copy._moved += gets_on
+        return FileEntry(size=0, sha256="")
+
+    monkeypatch.setattr(Copy, "_file", slow)
+    (tmp_path / "file").touch()
+    Copy(tmp_path, tmp_path).wait()
+    assert (len(marks) > 2) == gets_on

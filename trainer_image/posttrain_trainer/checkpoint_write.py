@@ -1,0 +1,169 @@
+"""Writing one checkpoint: straight to the storage, or to the node first and from there beside the training.
+
+Used by checkpoint.py; all ranks call every method together. Either way it comes into being by the manifest and the
+rename of rank 0, when every file of every rank is on the storage: what was not copied to its end was never committed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from posttrain_api.reasons import Reason
+from posttrain_trainer import checkpoint_files as files
+from posttrain_trainer.checkpoint_choice import Place
+from posttrain_trainer.checkpoint_copy import Copy
+from posttrain_trainer.checkpoint_facts import Facts
+from posttrain_trainer.checkpoint_files import Committed, FileEntry, Manifest
+from posttrain_trainer.engine_adopt import Written
+from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.fence import Fence
+from posttrain_trainer.record import utc_now
+from posttrain_trainer.runtime import Runtime
+from posttrain_trainer.signs import growing
+from posttrain_trainer.state import State
+from posttrain_trainer.storage import is_full
+
+STATE = "trainer.json"
+
+
+class Saved(Protocol):
+    """What has weights and optimizer states of its own: an engine, or several (roles.py)."""
+
+    def save(self, folder: Path) -> None:
+        """Writes its files below `folder`; all ranks call it."""
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote; all ranks call it. TrainerFailure(CheckpointIncompatible)."""
+
+    def adopt(self, folder: Path, written: Written) -> None:
+        """Reads what `save` wrote on another number of ranks or at another ZeRO stage; all ranks call it."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds. `generators`: random_state() of this rank."""
+
+    saved: Saved
+    state: State
+    generators: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A checkpoint that lies on the nodes and is being copied. `began`: monotonic, seconds; `taken`: RFC 3339 in UTC,
+    when it was whole there."""
+
+    state: State
+    began: float
+    taken: str
+    local: Path
+    copy: Copy
+
+
+class Writer:
+    """Of one run."""
+
+    def __init__(self, place: Place, runtime: Runtime, facts: Facts, fence: Fence) -> None:
+        self._place, self._runtime, self._facts, self._fence = place, runtime, facts, fence
+
+    def temporary(self, step: int) -> Path:
+        """The folder on the storage until it is committed."""
+        return files.temporary_of(self._place.root, step, self._fence.attempt)
+
+    def write(self, content: Content) -> Committed | None:
+        """Straight to the storage. The committed checkpoint on rank 0, None on the others."""
+        runtime, began, step = self._runtime, time.monotonic(), content.state.step
+        temporary = self.temporary(step)
+        with growing(temporary) if runtime.first else nullcontext():
+            self._begin(temporary)
+            self._fill(temporary, content)
+            runtime.control.barrier()
+            mine = files.files_below(temporary)[runtime.rank :: runtime.ranks]
+            listed = self._listed(files.entries(temporary, mine))
+        took = round(time.monotonic() - began, 3)
+        return self._commit(listed, content.state, (utc_now(), took), ())
+
+    def stage(self, content: Content) -> Staged:
+        """To this rank's folder on its node, from where it is copied while the caller goes on.
+        TrainerFailure(StorageFull) where the node has no room."""
+        began, temporary = time.monotonic(), self.temporary(content.state.step)
+        assert self._place.staging is not None
+        local = self._place.staging / f"rank-{self._runtime.rank:05d}"
+        with _node_failures(local), growing(local):
+            shutil.rmtree(local, ignore_errors=True)  # of an attempt before; what stays shows when it is written over
+            local.mkdir(parents=True)
+            self._fill(local, content)
+        taken = utc_now()
+        self._begin(temporary)
+        return Staged(content.state, began, taken, local, Copy(local, temporary))
+
+    def land(self, staged: Staged, spared: Collection[int]) -> Committed | None:
+        """Waits for the copies of all ranks and commits, as `write`. `spared`: steps that must stay besides those of
+        its state. Raises what has ended this rank's copy."""
+        entries, ended = staged.copy.wait()
+        listed = self._listed(entries)
+        took = self._runtime.control.max([ended - staged.began])[0]
+        shutil.rmtree(staged.local, ignore_errors=True)  # it only costs room, and the next one begins with it
+        return self._commit(listed, staged.state, (staged.taken, round(took, 3)), spared)
+
+    def _begin(self, temporary: Path) -> None:
+        if self._runtime.first:
+            self._fence.check()
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self._runtime.control.barrier()
+
+    def _fill(self, folder: Path, content: Content) -> None:
+        if self._runtime.first:
+            files.write_json(folder / STATE, {"state": content.state.to_wire(), "facts": vars(self._facts)})
+        torch.save(content.generators, folder / generators_name(self._runtime.rank))
+        content.saved.save(folder)
+
+    def _listed(self, mine: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        """The files of all ranks."""
+        return {name: entry for part in self._runtime.control.gather(mine) for name, entry in part.items()}
+
+    def _commit(
+        self, listed: dict[str, FileEntry], state: State, when: tuple[str, float], spared: Collection[int]
+    ) -> Committed | None:
+        """`when`: the time of the state, and how many seconds the save took."""
+        if not self._runtime.first:
+            return None
+        taken, took = when
+        manifest = Manifest(step=state.step, time=taken, attempt=self._fence.attempt, files=listed, save_seconds=took)
+        final = files.folder_of(self._place.root, state.step)
+        self._fence.check()
+        files.commit(self.temporary(state.step), final, manifest)
+        files.prune(self._place.root, self._place.keep, {*state.spared, *spared})
+        files.replace_json(self._place.record, {"step": state.step, "folder": final.name, "time": utc_now()})
+        return Committed(final, manifest)
+
+
+def generators_name(rank: int) -> str:
+    """File of a rank's random generators in a checkpoint."""
+    return f"rank-{rank:05d}.pt"
+
+
+@contextmanager
+def _node_failures(local: Path) -> Iterator[None]:
+    """A full node is not a full claim: the words differ, and what helps."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error, local):
+            raise
+        shutil.rmtree(local, ignore_errors=True)  # best effort: the error itself is what matters
+        raise TrainerFailure(
+            Reason.STORAGE_FULL,
+            f"checkpoint.staging: {local}: the node has no room for its part of a checkpoint ({error}). The older "
+            "checkpoints are whole. Give the pods more memory (staging Memory) or nodes with a larger disk (Disk), or "
+            "leave staging out, then run the job anew.",
+        ) from error
