@@ -63,6 +63,8 @@ ACCEPTED: dict[str, Mapping[str, Any]] = {
     },
     "a claim for one node": {"spec.storage": {"size": "1.5Ti", "accessMode": "ReadWriteOnce"}},
     "a claim for two nodes": {"spec.storage": {"size": "1Gi"}, "spec.resources": {"nodes": 2}},
+    "checkpoints over the node's disk": {"spec.checkpoint": {"staging": "Disk"}},
+    "checkpoints over the pod's memory": {"spec.checkpoint": {"staging": "Memory", "everySteps": 10}},
     "checkpoint by path": {"spec.checkpoint": {"from": {"uri": "pvc://runs/base/3f/checkpoints/step-1"}}},
     "restarts, some": {"spec.runPolicy.restarts": {"total": 0, "hang": 1000}},
     "restarts, all": {
@@ -712,6 +714,7 @@ REFUSED_BY_SCHEMA: tuple[Refused, ...] = (
     Refused("beta 1", {"spec.training": {"betas": [0.9, 1]}}, "spec.training.betas[1]", "less than 1"),
     Refused("zero stage 4", {"spec.deepspeed": {"zeroStage": 4}}, "spec.deepspeed.zeroStage", "Auto"),
     Refused("zero stage as text", {"spec.deepspeed": {"zeroStage": "2"}}, "spec.deepspeed.zeroStage", "Auto"),
+    Refused("no staging of ours", {"spec.checkpoint": {"staging": "Tmpfs"}}, "spec.checkpoint.staging", "Memory"),
     Refused("8 bits", {"spec.lora.quantization": "INT8"}, "spec.lora.quantization", "NF4"),
     Refused("bits as a number", {"spec.lora.quantization": 4}, "spec.lora.quantization", "must be"),
     Refused("zero stage true", {"spec.deepspeed": {"zeroStage": True}}, "spec.deepspeed.zeroStage", "must be"),

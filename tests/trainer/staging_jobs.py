@@ -4,6 +4,7 @@ a list of what happened in which order.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -58,6 +59,19 @@ def term_after_line(step: int) -> None:
 def killed_after_line(step: int) -> None:
     """SIGKILL."""
     _after_line(step, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def full_in_copy(step: int) -> None:
+    """The storage takes nothing more of rank 1's copy of `step`."""
+    copy = Copy._file
+
+    def copy_or_fail(self: Copy, source: Path, target: Path) -> Any:
+        entry = copy(self, source, target)
+        if os.environ["RANK"] == "1" and f"step-{step:06d}.tmp-1" in str(target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        return entry
+
+    Copy._file = copy_or_fail  # type: ignore[method-assign]
 
 
 def _after_line(step: int, what: Callable[[Path], Any]) -> None:

@@ -63,9 +63,9 @@ def content(step: int, **state: Any) -> Content:
 def save(store: Checkpoints, step: int) -> str | None:
     """None where it is committed, else the reason. Staged where the store stages."""
     try:
-        if store.staging:
+        if store.can_stage():
             store.stage(content(step))
-            store.land(())
+            store.land()
         else:
             store.save(content(step))
     except TrainerFailure as failure:
@@ -97,6 +97,7 @@ def every_size(folder: str, staging: str | None, what: str, most: int, result: s
 
 def _trial(run_dir: Path, staging: Path | None, what: str, left: int) -> dict[str, Any]:
     run_dir.mkdir()
+    assert checkpoints(run_dir, staging=staging).can_stage() == (staging is not None)
     _mount(run_dir, "size=1m")
     (run_dir / "checkpoints").mkdir()
     first = save(checkpoints(run_dir, staging=staging), 2)
@@ -112,7 +113,7 @@ def _trial(run_dir: Path, staging: Path | None, what: str, left: int) -> dict[st
 
 
 def small_node(folder: str, pages: int, result: str) -> None:
-    """Two saves, staged on a node that has room for one of so many pages and then for none."""
+    """Two saves, staged on a node that has room for one of so many pages and then for none; a third that is not."""
     root = Path(folder)
     staging = root / "staging"
     staging.mkdir(parents=True)
@@ -127,8 +128,8 @@ def small_node(folder: str, pages: int, result: str) -> None:
             store.stage(content(4))
         except TrainerFailure as failure:
             told |= {"reason": failure.reason, "message": failure.message}
-        told |= found(root)
-        told["left"] = sorted(path.name for path in staging.iterdir())
+        told |= {**found(root), "left": sorted(path.name for path in staging.iterdir())}
+        told |= {"can": store.can_stage(), "third": save(store, 6), "now": found(root)["whole"]}
     Path(result).write_text(json.dumps(told))
 
 

@@ -66,6 +66,7 @@ def test_a_full_node_is_not_taken_for_a_full_claim(tmp_path: Path) -> None:
     assert "leave staging out" in told["message"]
     assert told["committed"] == told["whole"] == [2]
     assert (told["other"], told["left"]) == ([], ["filler"])
+    assert (told["can"], told["third"], told["now"]) == (False, None, [6, 2])
 
 
 def test_room_is_made_before_a_save_where_the_newest_is_whole(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,15 @@ from posttrain_trainer import checkpoint_files as files
 from posttrain_trainer.checkpoint_choice import Chooser, Place
 from posttrain_trainer.checkpoint_facts import Facts, differences
 from posttrain_trainer.checkpoint_files import Committed
-from posttrain_trainer.checkpoint_write import STATE, Content, Saved, Staged, Writer, generators_name
+from posttrain_trainer.checkpoint_write import (
+    STATE,
+    Content,
+    Saved,
+    Staged,
+    Writer,
+    all_fit,
+    generators_name,
+)
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.fence import Fence
 from posttrain_trainer.randomness import restore_random, seed_anew
@@ -62,6 +70,7 @@ class Checkpoints:
     def resume(self, saved: Saved) -> State:
         """Loads the newest whole checkpoint; State() for a fresh start. TrainerFailure(CheckpointIncompatible)."""
         self._prepare_root()
+        self._writer.clear()
         choice = self._chooser.choose()
         if self._runtime.first:
             files.remove_unfinished(self._place.root)
@@ -116,21 +125,25 @@ class Checkpoints:
             self._make_room(content.state)
             self._staged = self._writer.stage(content)
 
-    def land(self, spared: Collection[int]) -> Landed:
-        """Waits for what `stage` began and commits it. `spared`: steps whose checkpoints must stay. Failures: as
-        `save`."""
+    def land(self) -> Landed:
+        """Waits for what `stage` began, and commits it. Failures: as `save`."""
         assert self._staged is not None
         staged, self._staged = self._staged, None
         if staged.copy.running:
             log.info("training waits: step %d is still being copied to the storage", staged.state.step)
         with self._failures(staged.state.step):
-            committed = self._writer.land(staged, spared)
+            committed = self._writer.land(staged)
         return Landed(self._told(committed), staged.state)
 
-    @property
-    def staging(self) -> bool:
-        """Whether a save may be staged."""
-        return self._place.staging is not None
+    def can_stage(self) -> bool:
+        """Whether the job wishes it and every node has room for parts as large as the last ones. All ranks ask
+        together."""
+        if self._place.staging is None:
+            return False
+        fits = all_fit(self._runtime.control.gather(self._writer.room()))
+        if not fits and self._runtime.first:
+            log.warning("checkpoint.staging: a node has no room for its part: this save goes straight to the storage")
+        return fits
 
     @property
     def staged(self) -> bool:

@@ -55,13 +55,14 @@ class Copy:
     def _run(self) -> None:
         try:
             for name in files_below(self._source):
+                for folder in reversed(Path(name).parents[:-1]):  # not the target: who removed it means this copy too
+                    (self._target / folder).mkdir(exist_ok=True)
                 self._entries[name] = self._file(self._source / name, self._target / name)
         except Exception as error:  # noqa: BLE001  `wait` raises it, where somebody can act on it
             self._error = error
         self._ended = time.monotonic()
 
     def _file(self, source: Path, target: Path) -> FileEntry:
-        target.parent.mkdir(parents=True, exist_ok=True)
         digest, size, unsynced = hashlib.sha256(), 0, 0
         with source.open("rb") as reader, target.open("wb", buffering=0) as writer:
             while block := reader.read(_BLOCK):
@@ -72,6 +73,7 @@ class Copy:
                 if unsynced >= _SYNC:
                     os.fdatasync(writer.fileno())
                     unsynced = 0
+            os.fchmod(writer.fileno(), source.stat().st_mode & 0o777)
             os.fsync(writer.fileno())
         return FileEntry(size=size, sha256="sha256:" + digest.hexdigest())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from posttrain_trainer.record import utc_now
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.signs import growing
 from posttrain_trainer.state import State
-from posttrain_trainer.storage import is_full
+from posttrain_trainer.storage import ROOM, is_full
 
 STATE = "trainer.json"
 
@@ -64,8 +64,24 @@ class Staged:
     state: State
     began: float
     taken: str
-    local: Path
     copy: Copy
+
+
+@dataclass(frozen=True)
+class Room:
+    """Of one rank. `node`: alike for the ranks of a node; `free`: bytes there; `part`: what this rank needs of them."""
+
+    node: int
+    free: int
+    part: int
+
+
+def all_fit(rooms: Sequence[Room]) -> bool:
+    """Whether every node has room for the parts of all its ranks together."""
+    needed: dict[int, int] = {}
+    for room in rooms:
+        needed[room.node] = needed.get(room.node, 0) + room.part
+    return all(not room.part or room.free >= ROOM * needed[room.node] for room in rooms)
 
 
 class Writer:
@@ -73,10 +89,27 @@ class Writer:
 
     def __init__(self, place: Place, runtime: Runtime, facts: Facts, fence: Fence) -> None:
         self._place, self._runtime, self._facts, self._fence = place, runtime, facts, fence
+        self._part = 0
+
+    @property
+    def _local(self) -> Path:
+        assert self._place.staging is not None
+        return self._place.staging / f"rank-{self._runtime.rank:05d}"
+
+    def clear(self) -> None:
+        """What this rank has on the node goes, also of an attempt that was killed. It only costs room: the next stage
+        begins with it again."""
+        if self._place.staging is not None:
+            shutil.rmtree(self._local, ignore_errors=True)
 
     def temporary(self, step: int) -> Path:
         """The folder on the storage until it is committed."""
         return files.temporary_of(self._place.root, step, self._fence.attempt)
+
+    def room(self) -> Room:
+        """On this rank's node, for a part as large as its last one; what the first one needs nobody knows."""
+        free = shutil.disk_usage(self._local.parent).free if self._part else 0
+        return Room(self._runtime.rank - self._runtime.local_rank, free, self._part)
 
     def write(self, content: Content) -> Committed | None:
         """Straight to the storage. The committed checkpoint on rank 0, None on the others."""
@@ -89,30 +122,28 @@ class Writer:
             mine = files.files_below(temporary)[runtime.rank :: runtime.ranks]
             listed = self._listed(files.entries(temporary, mine))
         took = round(time.monotonic() - began, 3)
-        return self._commit(listed, content.state, (utc_now(), took), ())
+        return self._commit(listed, content.state, (utc_now(), took))
 
     def stage(self, content: Content) -> Staged:
         """To this rank's folder on its node, from where it is copied while the caller goes on.
         TrainerFailure(StorageFull) where the node has no room."""
-        began, temporary = time.monotonic(), self.temporary(content.state.step)
-        assert self._place.staging is not None
-        local = self._place.staging / f"rank-{self._runtime.rank:05d}"
+        began, temporary, local = time.monotonic(), self.temporary(content.state.step), self._local
         with _node_failures(local), growing(local):
-            shutil.rmtree(local, ignore_errors=True)  # of an attempt before; what stays shows when it is written over
+            self.clear()
             local.mkdir(parents=True)
             self._fill(local, content)
+            self._part = sum((local / name).stat().st_size for name in files.files_below(local))
         taken = utc_now()
         self._begin(temporary)
-        return Staged(content.state, began, taken, local, Copy(local, temporary))
+        return Staged(content.state, began, taken, Copy(local, temporary))
 
-    def land(self, staged: Staged, spared: Collection[int]) -> Committed | None:
-        """Waits for the copies of all ranks and commits, as `write`. `spared`: steps that must stay besides those of
-        its state. Raises what has ended this rank's copy."""
+    def land(self, staged: Staged) -> Committed | None:
+        """Waits for the copies of all ranks and commits, as `write`. Raises what has ended this rank's copy."""
         entries, ended = staged.copy.wait()
         listed = self._listed(entries)
         took = self._runtime.control.max([ended - staged.began])[0]
-        shutil.rmtree(staged.local, ignore_errors=True)  # it only costs room, and the next one begins with it
-        return self._commit(listed, staged.state, (staged.taken, round(took, 3)), spared)
+        self.clear()
+        return self._commit(listed, staged.state, (staged.taken, round(took, 3)))
 
     def _begin(self, temporary: Path) -> None:
         if self._runtime.first:
@@ -131,9 +162,7 @@ class Writer:
         """The files of all ranks."""
         return {name: entry for part in self._runtime.control.gather(mine) for name, entry in part.items()}
 
-    def _commit(
-        self, listed: dict[str, FileEntry], state: State, when: tuple[str, float], spared: Collection[int]
-    ) -> Committed | None:
+    def _commit(self, listed: dict[str, FileEntry], state: State, when: tuple[str, float]) -> Committed | None:
         """`when`: the time of the state, and how many seconds the save took."""
         if not self._runtime.first:
             return None
@@ -142,7 +171,7 @@ class Writer:
         final = files.folder_of(self._place.root, state.step)
         self._fence.check()
         files.commit(self.temporary(state.step), final, manifest)
-        files.prune(self._place.root, self._place.keep, {*state.spared, *spared})
+        files.prune(self._place.root, self._place.keep, state.spared)
         files.replace_json(self._place.record, {"step": state.step, "folder": final.name, "time": utc_now()})
         return Committed(final, manifest)
 

@@ -7,6 +7,7 @@ back to the state before it. The loop knows no objective and no DeepSpeed.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ from posttrain_trainer.signs import begin
 from posttrain_trainer.state import State
 from posttrain_trainer.steps import Collected, Source, Visit
 from posttrain_trainer.update import Updated, Updater
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class Course:
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.schedule.total_steps
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """A guard's word, on rank 0. `good`: the step from which others should start; None: from the newest."""
+
+    failure: TrainerFailure
+    good: int | None = None
 
 
 class Loop:
@@ -182,7 +193,7 @@ class Loop:
             self._save(random_state(), beside=not stop and step < course.total_steps)
         return not stop or step == course.total_steps
 
-    def _guard(self) -> TrainerFailure | None:
+    def _guard(self) -> _Ending | None:
         """What the guards say ends the job, on rank 0: metrics of the clock differ from rank to rank."""
         guards, state, parts = self._parts.guards, self.state, self._parts
         if not guards.rules or not self._runtime.first:
@@ -190,21 +201,24 @@ class Loop:
         try:
             looked = guards.look(state.guards, state.step, state.metrics or {}, parts.checkpoints.newest_step)
         except TrainerFailure as failure:
-            return failure
+            return _Ending(failure)
         self.state = replace(state, guards=looked.state)
         parts.recorder.warning = looked.state.warning
         if looked.tripped is None:
             return None
         kept = state.step if looked.tripped.action == "Suspend" else looked.tripped.good
-        if looked.tripped.action == "Fail" and kept is not None:
-            parts.checkpoints.end_at(kept)
-        return ending(looked.tripped, None if kept is None else parts.checkpoints.uri_of(kept))
+        said = ending(looked.tripped, None if kept is None else parts.checkpoints.uri_of(kept))
+        return _Ending(said, kept if looked.tripped.action == "Fail" else None)
 
-    def _end(self, ends: TrainerFailure | None) -> NoReturn:
+    def _end(self, ends: _Ending | None) -> NoReturn:
         """On every rank as rank 0 says. A suspended job goes on from the state as it is."""
-        told = None if ends is None else (ends.reason, ends.message)
+        told = None if ends is None else (ends.failure.reason, ends.failure.message)
         reason, message = self._runtime.control.gather(told)[0]
-        self._land()  # it may be the newest good one
+        if ends is not None:
+            log.warning("%s: %s", reason, message)
+        self._land()  # it may be the good one
+        if ends is not None and ends.good is not None:
+            self._parts.checkpoints.end_at(ends.good)
         if reason is Reason.GUARD_SUSPENDED:
             self._save(random_state())
         raise TrainerFailure(reason, message)
@@ -240,7 +254,7 @@ class Loop:
         parts.recorder.sync()
         content = Content(parts.saved, self.state, generators)
         with self._phases.measure("checkpoint"):
-            if beside and parts.checkpoints.staging:
+            if beside and parts.checkpoints.can_stage():
                 parts.checkpoints.stage(content)
             else:
                 parts.recorder.checkpoint(parts.checkpoints.save(content), self.state.best)
@@ -251,8 +265,10 @@ class Loop:
         """Commits what was staged; where it is not on the storage yet, training waits for it."""
         parts = self._parts
         if parts.checkpoints.staged:
+            if parts.checkpoints.copying:
+                parts.recorder.phase("Saving")
             with self._phases.measure("checkpoint"):
-                landed = parts.checkpoints.land(self.state.spared)
+                landed = parts.checkpoints.land()
             parts.recorder.checkpoint(landed.checkpoint, landed.state.best)
 
     def _leave(self, generators: dict[str, Any]) -> bool:
