@@ -32,7 +32,7 @@ TYPED = $(foreach p,posttrain_api posttrain_operator posttrain_cli posttrain_tra
 # Two makes at once would build the same folder: the second waits for the first.
 ALONE = mkdir -p .build && flock .build/lock $(MAKE) --no-print-directory
 
-.PHONY: help env images-local binaries stores lint format crds locks unit cluster test test-faults demo bench-trainer bench-operator learn gpu-check clean distclean
+.PHONY: help env images-local binaries stores lint format crds locks unit cluster test test-faults demo bench-trainer bench-storage bench-operator learn gpu-check clean distclean
 
 help: ## this list
 	@echo "usage: make <target>   (a fresh machine needs: Linux, python3.11 or newer with venv, git, make; Go comes by itself)"
@@ -163,6 +163,9 @@ demo: env images-local binaries ## a real control plane on this machine, and tra
 
 bench-trainer: env ## tokens per second and memory beside TRL's trainers (BENCH_ARGS="--quick" or --help for more)
 	$(PY) -m benchmarks.trainer_vs_trl $(BENCH_ARGS) </dev/null
+
+bench-storage: env ## checkpoints on a slow storage, straight and staged, some minutes; needs cc (BENCH_ARGS="--quick" or --help for more)
+	$(PY) -m benchmarks.slow_storage $(BENCH_ARGS) </dev/null
 
 bench-operator: env binaries ## 100, 1,000 and 10,000 jobs in a real API server, three quarters of an hour (BENCH_ARGS="--quick" or --help for more)
 	$(PY) -m benchmarks.operator_bench $(BENCH_ARGS) </dev/null
