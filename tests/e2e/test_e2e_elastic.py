@@ -20,7 +20,7 @@ from e2e_kit import Bench, Manifest, condition, job, stalled
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 EVERY, STEPS = 2, 6
-PACE = 1.0
+PACE = 2.0
 """Seconds before each step of the job that is killed: a save is committed at the end of the step after it."""
 MADE = {"storage": {"claimName": None, "size": "1Gi"}}
 

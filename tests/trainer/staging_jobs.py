@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import trainer_jobs
 
 from posttrain_trainer import checkpoint_files as files_module
 from posttrain_trainer.checkpoint_copy import Copy
+from posttrain_trainer.checkpoint_write import Writer
 from posttrain_trainer.recorder import Recorder
 
 WAITED = "waited"
@@ -29,15 +31,16 @@ def held(rank: int, step: int, until: int | str, *job: Any) -> None:
     one step later rank 0 lets it end. All keep `events`. job: another function of this module and its arguments, before
     the worker."""
     due, copy, wait = threading.Event(), Copy._file, Copy.wait
+    name = f"step-{step:06d}.tmp-1"
     here = os.environ["RANK"] == str(rank)
 
     def wait_and_free(self: Copy) -> Any:
-        if until == WAITED:
+        if until == WAITED and name in str(self._target):
             due.set()
         return wait(self)
 
     def copy_later(self: Copy, source: Path, target: Path) -> Any:
-        if here and f"step-{step:06d}.tmp-1" in str(target):
+        if here and name in str(target):
             assert _told(_run_dir(), f"step {until}") if until != WAITED else due.wait(_DEADLINE), "it was not to be"
         return copy(self, source, target)
 
@@ -59,6 +62,12 @@ def term_after_line(step: int) -> None:
 def killed_after_line(step: int) -> None:
     """SIGKILL."""
     _after_line(step, lambda _: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def nearly_full_node(parts: float) -> None:
+    """Every node has room for so many parts of a rank."""
+    room = Writer.room
+    Writer.room = lambda self: replace(found := room(self), free=int(parts * found.part))  # type: ignore[method-assign]
 
 
 def full_in_copy(step: int) -> None:

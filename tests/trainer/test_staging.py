@@ -17,10 +17,11 @@ from staging_jobs import WAITED
 from storage_jobs import checkpoints, content, found, save
 from trainer_kit import exported, make_config, make_model, prepare, rows, start_ranks, steady_lines, succeed
 
+from posttrain_api.reasons import Reason
 from posttrain_api.records import Best
 from posttrain_trainer import checkpoint_copy, signs
 from posttrain_trainer.checkpoint_copy import Copy
-from posttrain_trainer.checkpoint_files import FileEntry, committed, damaged, file_digest
+from posttrain_trainer.checkpoint_files import FileEntry, committed, damaged, file_digest, good_step
 from posttrain_trainer.checkpoint_write import Room, all_fit
 from posttrain_trainer.errors import TrainerFailure
 
@@ -149,6 +150,7 @@ def test_a_guard_keeps_what_is_on_its_way(tmp_path: Path, action: str, code: int
     codes, _ = _run(config, 1, 3, WAITED)
     assert codes == [code, code]
     assert _steps(config) == kept
+    assert good_step(tmp_path / "checkpoints") == (3 if action == "Fail" else None)
     message = json.loads((tmp_path / "work" / "ends" / "rank-1.json").read_text())["message"]
     assert f"checkpoints/step-00000{kept[0]}" in message
 
@@ -178,13 +180,38 @@ def test_every_checkpoint_of_rl_is_staged_with_its_critic(tmp_path: Path) -> Non
     assert any("ds-critic" in name for name in _files(configs[1])[3])
 
 
+@pytest.mark.parametrize("code", [41, 40])
+def test_what_ends_the_job_is_told_also_where_the_landing_fails(tmp_path: Path, code: int) -> None:
+    """The storage is full for what is on its way."""
+    rules = {"guards": {"rules": [RATE]}, **RISING, "checkpoint__every_steps": 2}
+    thrown = {"training__learning_rate": 1e30, "training__warmup_steps": 0, "checkpoint__every_steps": 1}
+    config = _job(tmp_path, zero=0, **(rules if code == 41 else thrown))
+    step = 4 if code == 41 else 1
+    codes, events = _run(config, 1, step, WAITED, "full_in_copy", step)
+    assert codes == [code, code]
+    assert f"commit {step}" not in events
+    assert good_step(tmp_path / "checkpoints") == (2 if code == 41 else None)
+    assert "the checkpoint that was on its way is lost" in (tmp_path / "logs-1" / "rank-1.log").read_text()
+
+
+def test_where_a_node_has_no_room_all_ranks_save_straight(tmp_path: Path) -> None:
+    """Room for one part and a half, on the node of two ranks: known once their size is."""
+    config = _job(tmp_path)
+    codes, events = _run(config, 1, 2, WAITED, "nearly_full_node", 1.5)
+    assert codes == [0, 0]
+    assert [event for event in events if event.startswith("copied")] == ["copied 2"]
+    assert _steps(config) == [8, 6]
+    log = (tmp_path / "logs-1" / "rank-0.log").read_text()
+    assert log.count("this save goes straight to the storage") == 2  # of 4 and 6; the last one is anyway
+
+
 @pytest.mark.parametrize("until", [WAITED, 5])
 def test_a_copy_that_fails_on_one_rank(tmp_path: Path, until: int | str) -> None:
     """It is known when the copies are asked for, or when the next save must wait; nothing half written stays."""
     config = _job(tmp_path, checkpoint__every_steps=3)
     codes, events = _run(config, 1, 3, until, "full_in_copy", 3)
     assert codes[1] == 51
-    assert codes[0] != 0
+    assert codes[0] == 160  # PeerLost: not the cause
     assert "commit 3" not in events
     message = json.loads((tmp_path / "work" / "ends" / "rank-1.json").read_text())["message"]
     assert message.startswith("pvc://runs/tiny/u1: the checkpoint could not be written")
@@ -196,8 +223,9 @@ def test_a_copy_makes_nothing_again_that_was_removed(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "ds").mkdir(parents=True)
     (source / "ds" / "model.pt").touch()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(TrainerFailure) as failed:
         Copy(source, target).wait()
+    assert failed.value.reason is Reason.PEER_LOST  # a consequence, and told as one
     assert not target.exists()
 
 

@@ -12,7 +12,9 @@ import threading
 import time
 from pathlib import Path
 
+from posttrain_api.reasons import Reason
 from posttrain_trainer.checkpoint_files import FileEntry, files_below
+from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.signs import mark
 
 _BLOCK = 1 << 22
@@ -59,7 +61,7 @@ class Copy:
                     (self._target / folder).mkdir(exist_ok=True)
                 self._entries[name] = self._file(self._source / name, self._target / name)
         except Exception as error:  # noqa: BLE001  `wait` raises it, where somebody can act on it
-            self._error = error
+            self._error = error if self._target.is_dir() else _removed(self._target)
         self._ended = time.monotonic()
 
     def _file(self, source: Path, target: Path) -> FileEntry:
@@ -73,9 +75,14 @@ class Copy:
                 if unsynced >= _SYNC:
                     os.fdatasync(writer.fileno())
                     unsynced = 0
-            os.fchmod(writer.fileno(), source.stat().st_mode & 0o777)
             os.fsync(writer.fileno())
         return FileEntry(size=size, sha256="sha256:" + digest.hexdigest())
+
+
+def _removed(target: Path) -> TrainerFailure:
+    """Not the cause: whoever removed it has a reason of its own."""
+    message = f"{target}: removed while it was written: the copy of another rank has failed, or a newer attempt runs."
+    return TrainerFailure(Reason.PEER_LOST, message)
 
 
 def _write_all(descriptor: int, block: bytes) -> None:

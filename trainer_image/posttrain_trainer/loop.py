@@ -119,7 +119,7 @@ class Loop:
         try:
             return self._run()
         except NotFinite:
-            self._land()  # all ranks are here, and it is of a step before
+            self._rescue()
             raise
 
     def _run(self) -> bool:
@@ -183,10 +183,10 @@ class Loop:
         late = self._runtime.first and time.monotonic() - self._saved_at >= course.save_every_seconds
         flags = (self._runtime.stop.requested, late, ends is not None, self._parts.checkpoints.copying)
         stop, due, ended, copying = self._runtime.control.max(list(map(float, flags)))
-        if not copying:
-            self._land()
         if ended:
             self._end(ends)
+        if not copying:
+            self._land()
         every = course.save_every_steps
         chosen = self.state.best is not None and self.state.best.step == step
         if due or chosen or step == course.total_steps or (every is not None and step % every == 0):
@@ -214,13 +214,12 @@ class Loop:
         """On every rank as rank 0 says. A suspended job goes on from the state as it is."""
         told = None if ends is None else (ends.failure.reason, ends.failure.message)
         reason, message = self._runtime.control.gather(told)[0]
-        if ends is not None:
-            log.warning("%s: %s", reason, message)
-        self._land()  # it may be the good one
-        if ends is not None and ends.good is not None:
-            self._parts.checkpoints.end_at(ends.good)
         if reason is Reason.GUARD_SUSPENDED:
             self._save(random_state())
+        else:
+            self._rescue()  # it may be the good one
+        if ends is not None and ends.good is not None:
+            self._parts.checkpoints.end_at(ends.good)
         raise TrainerFailure(reason, message)
 
     def _evaluation_missing(self) -> bool:
@@ -270,6 +269,14 @@ class Loop:
             with self._phases.measure("checkpoint"):
                 landed = parts.checkpoints.land()
             parts.recorder.checkpoint(landed.checkpoint, landed.state.best)
+
+    def _rescue(self) -> None:
+        """Lands what is on its way where all ranks end for a reason of their own: that is told, whatever the storage
+        does meanwhile."""
+        try:
+            self._land()
+        except (TrainerFailure, OSError, RuntimeError) as error:
+            log.error("the checkpoint that was on its way is lost: %s", error)
 
     def _leave(self, generators: dict[str, Any]) -> bool:
         self._land()
