@@ -59,6 +59,18 @@ def term_after_line(step: int) -> None:
     _after_line(step, lambda _: os.kill(os.getpid(), signal.SIGTERM))
 
 
+def term_in_copy() -> None:
+    """SIGTERM to rank 0 when its first copy has begun: in the step after, which is dropped."""
+    run = Copy._run
+
+    def run_and_term(self: Copy) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        run(self)
+
+    if os.environ["RANK"] == "0":
+        Copy._run = run_and_term  # type: ignore[method-assign]
+
+
 def killed_after_line(step: int) -> None:
     """SIGKILL."""
     _after_line(step, lambda _: os.kill(os.getpid(), signal.SIGKILL))

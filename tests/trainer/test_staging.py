@@ -142,6 +142,14 @@ def test_told_to_end_both_are_saved(tmp_path: Path, straight: dict[int, Any]) ->
     assert steady_lines(config) == steady_lines(straight[2])
 
 
+def test_told_to_end_in_the_step_after_nothing_is_saved_twice(tmp_path: Path) -> None:
+    config = _job(tmp_path)
+    codes, events = _run(config, 1, 2, WAITED, "term_in_copy")
+    assert codes == [143, 143]
+    assert events[-3:] == ["step 2", "copied 2", "commit 2"]
+    assert _steps(config) == [2]
+
+
 @pytest.mark.parametrize(("action", "code", "kept"), [("Fail", 41, [3]), ("Suspend", 163, [5, 3])])
 def test_a_guard_keeps_what_is_on_its_way(tmp_path: Path, action: str, code: int, kept: list[int]) -> None:
     """It is the newest from before the first broken step."""
