@@ -225,7 +225,7 @@ def test_killed_at_the_turns_of_a_life(plane: Cluster, undisturbed: Trace, tmp_p
 
 LIVES_AT_ONCE = 3
 UNSURE = ("PATCH posttrainingjobs/status", "PATCH pytorchjobs", "POST events", "DELETE pods#3", "DELETE pods#4")
-"""Kinds of writes whose number depends on moments. A third deletion of two pods: one was looked at again while it ended."""
+"""Writes whose number depends on moments. A third deletion of two pods: one was looked at again while it ended."""
 
 
 @pytest.mark.faults
