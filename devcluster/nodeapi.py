@@ -77,7 +77,9 @@ class NodeApi:
 
     async def patch_status(self, pod: Obj, status: Obj) -> None:
         """Send a pod's status; one that is gone or replaced meanwhile is no error."""
-        body = {"metadata": {"uid": pod["metadata"]["uid"]}, "status": status}
+        # Addresses are merged by address: a pod that comes back with another one would have two, which is refused.
+        whole: Obj = {name: [*status[name], {"$patch": "replace"}] for name in ("podIPs", "hostIPs") if name in status}
+        body = {"metadata": {"uid": pod["metadata"]["uid"]}, "status": {**status, **whole}}
         try:
             await self.client.patch(pod_path(pod) + "/status", body)
         except ApiError as error:

@@ -65,6 +65,15 @@ def test_deaf_container_is_killed_after_grace(space):
     assert 1.5 < time.monotonic() - started < 10
 
 
+def test_a_pod_that_has_another_address_than_before_is_reported(space):
+    """As after its node was lost and came back: two addresses of one family are refused."""
+    space.run("moved", "sleep 1000")
+    space.phase("moved", "Running")
+    before = '{"status":{"podIP":"10.244.9.9","podIPs":[{"ip":"10.244.9.9"}]}}'
+    space.kubectl("patch", "pod", "moved", "--subresource=status", "--type=merge", "-p", before)
+    space.kubectl("delete", "pod", "moved", "--grace-period=1", "--timeout=20s")
+
+
 def test_init_containers_run_in_order_and_fail_the_pod(space):
     init = [
         {"name": "one", "image": "devcluster/tools:dev", "command": ["sh", "-c", "echo one > /v/log"]},
