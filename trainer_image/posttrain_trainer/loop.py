@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -23,7 +22,7 @@ from posttrain_trainer.errors import NotFinite, TrainerFailure
 from posttrain_trainer.evaluate import Evaluation
 from posttrain_trainer.guards import Guards, ending
 from posttrain_trainer.learner import Learner
-from posttrain_trainer.metrics import Metrics, Phases, memory_bytes
+from posttrain_trainer.metrics import Metrics, Phases, memory_bytes, times_last
 from posttrain_trainer.objective import StartLoss
 from posttrain_trainer.randomness import random_state
 from posttrain_trainer.recorder import Recorder
@@ -34,7 +33,7 @@ from posttrain_trainer.schedule import Schedule
 from posttrain_trainer.signs import begin
 from posttrain_trainer.state import State
 from posttrain_trainer.steps import Collected, Source, Visit
-from posttrain_trainer.update import Updated, Updater
+from posttrain_trainer.update import Updated, Updater, mean_metrics
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ class Loop:
         updates = None if collected is None else self._updates(collected, step)
         if collected is None or updates is None:
             return False
-        metrics = {**_mean(updates), "learning_rate": self._course.schedule.rate(step), **collected.metrics}
+        metrics = {**mean_metrics(updates), "learning_rate": self._course.schedule.rate(step), **collected.metrics}
         if step == 0 and parts.start is not None:
             parts.start.check(metrics)
         parts.recorder.slowest_rank = updates[-1].slowest
@@ -239,7 +238,7 @@ class Loop:
         judge, best = self._course.judge, self.state.best
         if judge is not None:
             best = judge.choose(best, self.state.step, result)
-        self.state = replace(self.state, metrics=_times_last({**(self.state.metrics or {}), **result}), best=best)
+        self.state = replace(self.state, metrics=times_last({**(self.state.metrics or {}), **result}), best=best)
         return True
 
     def _stopping(self) -> bool:
@@ -284,18 +283,6 @@ class Loop:
         if self.state.step > 0 and (last is None or last.step != self.state.step):
             self._save(generators)
         return False
-
-
-def _times_last(metrics: Metrics) -> Metrics:
-    """Where a report has no room for all, the times of phases are what is left out."""
-    return dict(sorted(metrics.items(), key=lambda item: item[0].startswith("time/")))
-
-
-def _mean(updates: Sequence[Updated]) -> Metrics:
-    """Of each metric over the updates of a step that have it."""
-    names = dict.fromkeys(name for update in updates for name in update.metrics)
-    found = {name: [update.metrics[name] for update in updates if name in update.metrics] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _evaluated(metrics: Metrics) -> bool:

@@ -141,3 +141,10 @@ def _named(learner: Learner, metric: str, learners: Sequence[Learner]) -> str:
     """Loss and gradient norm of further learners under their name; other metrics have names of their own."""
     own = metric in ("loss", "grad_norm") or metric.startswith("loss/")
     return metric if learner is learners[0] or not own else f"{learner.name}/{metric}"
+
+
+def mean_metrics(updates: Sequence[Updated]) -> Metrics:
+    """Of each metric over the updates of a step that have it."""
+    names = dict.fromkeys(name for update in updates for name in update.metrics)
+    found = {name: [update.metrics[name] for update in updates if name in update.metrics] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
