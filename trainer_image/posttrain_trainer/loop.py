@@ -279,8 +279,7 @@ class Loop:
 
     def _leave(self, generators: dict[str, Any]) -> bool:
         self._land()
-        last = self._parts.checkpoints.last
-        if self.state.step > 0 and (last is None or last.step != self.state.step):
+        if self.state.step not in (0, self._parts.checkpoints.newest_step):
             self._save(generators)
         return False
 
