@@ -150,12 +150,17 @@ class World:
         spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
         self.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec})
 
-    def apply(self, obj: Object) -> None:
-        obj = {**obj, "metadata": {**obj["metadata"], "namespace": self.namespace}}
-        self.cluster.apply(obj)
+    def apply(self, *objects: Object) -> None:
+        self.cluster.apply(
+            *({**each, "metadata": {**each["metadata"], "namespace": self.namespace}} for each in objects)
+        )
 
     def job(self, name: str, **spec: Any) -> None:
         """Applies a job; `spec` overrides fields of a small one."""
+        self.jobs(name, **spec)
+
+    def jobs(self, *names: str, **spec: Any) -> None:
+        """Applies jobs that are alike, by one command."""
         base: Object = {
             "stage": "Pretrain",
             "model": {"scratch": {"family": "Llama", "vocabSize": 512, "hiddenSize": 64, "layers": 2, "heads": 4}},
@@ -164,14 +169,8 @@ class World:
             "resources": {"nodes": 2, "gpusPerNode": 0, "processesPerNode": 1},
         }
         merged = {key: value for key, value in {**base, **spec}.items() if value is not None}
-        self.apply(
-            {
-                "apiVersion": "posttrain.dev/v1alpha1",
-                "kind": "PostTrainingJob",
-                "metadata": {"name": name},
-                "spec": merged,
-            }
-        )
+        kind = {"apiVersion": "posttrain.dev/v1alpha1", "kind": "PostTrainingJob"}
+        self.apply(*({**kind, "metadata": {"name": name}, "spec": merged} for name in names))
 
     def patch_job(self, name: str, spec: Object) -> None:
         self.kubectl("patch", "ptj", name, "--type=merge", "-p", json.dumps({"spec": spec}))

@@ -6,6 +6,7 @@ scaled here, under the marker `faults`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -21,6 +22,7 @@ from operator_kit import World, uid_of, wait_for
 from test_operator_flow import started, success
 
 from devcluster.testing import Cluster
+from posttrain_operator.settings import Timing
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("operator")]
 SHORT, LONG = 1.0, 20.0
@@ -39,8 +41,9 @@ class Rig:
         self.proxy, self.operator = proxy, operator
 
     def whole(self) -> None:
-        """No fault, and an operator that is ready."""
+        """No fault, nothing held, and an operator that is ready."""
         self.proxy.fault(Fault.NONE)
+        self.proxy.release()
         self.operator.ready(PATIENCE)
 
 
@@ -171,21 +174,41 @@ def test_a_long_fault(rig: Rig, world: World, fault: Fault) -> None:
     assert suffered(rig, world, fault, LONG) == []
 
 
+def tries(seconds: float, waits: Iterator[float]) -> int:
+    """How often whoever waits so long between two requests can ask in so many seconds."""
+    return 1 + sum(1 for moment in itertools.takewhile(lambda moment: moment <= seconds, itertools.accumulate(waits)))
+
+
+def quickest(fault: Fault) -> Iterator[float]:
+    """The shortest waits that are allowed: a Retry-After; else half the back-off, which is the most that jitter takes
+    off."""
+    if fault is Fault.BUSY:
+        return itertools.repeat(RETRY_AFTER)
+    timing = Timing().scaled(float(ENVIRON["TIME_SCALE"]))
+    return (min(timing.brake_limit, timing.brake * 2.0**number) / 2 for number in itertools.count())
+
+
 @pytest.mark.parametrize("fault", [Fault.BUSY, Fault.UNAVAILABLE, Fault.CUT, Fault.BROKEN])
 def test_an_absent_server_is_not_stormed(rig: Rig, world: World, fault: Fault) -> None:
-    """The workers' requests and the watches get rarer, and a Retry-After is waited for."""
+    """Each watch, and each of ten jobs in the middle of a pass, asks as rarely as the back-off says."""
     rig.whole()
+    names = [f"job-{number}" for number in range(10)]
+    rig.proxy.held.clear()
+    rig.proxy.hold()
+    world.jobs(*names)
+    wait_for(lambda: len(rig.proxy.held) >= len(names), "ten passes in the middle of a write", PATIENCE)
+    began = time.monotonic()
     rig.proxy.fault(fault)
-    rig.proxy.seen.clear()
-    for number in range(10):
-        world.job(f"job-{number}")
+    rig.proxy.release()
     time.sleep(2 * RETRY_AFTER + 2)
-    seen = list(rig.proxy.seen)
+    seen = [each for each in rig.proxy.seen if each.moment >= began and each.fault is fault]
+    most = tries(time.monotonic() - began, quickest(fault))
     rig.proxy.fault(Fault.NONE)
-    for number in range(10):
-        world.child(f"job-{number}", PATIENCE)
-    watches = [each for each in seen if each.watch]
-    assert 1 <= len(watches) < 40, len(watches)
+    for name in names:
+        world.child(name, PATIENCE)
+    watches = Counter(each.path for each in seen if each.watch)
+    assert len(watches) >= 3
+    assert max(watches.values()) <= most, (most, watches)
     if fault in (Fault.BUSY, Fault.UNAVAILABLE):
-        asked = [each for each in seen if not each.watch and "persistentvolumeclaims" in each.path]
-        assert len(asked) < 10 * 4, len(asked)
+        asked = Counter(each.path for each in seen if f"/{world.namespace}/" in each.path)
+        assert 1 <= max(asked.values()) <= len(names) * most, (most, asked)

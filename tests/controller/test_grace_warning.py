@@ -26,12 +26,18 @@ def test_it_is_told_once_when_two_saves_do_not_fit() -> None:
     assert cluster.status["state"] == "Running"
 
 
+def test_with_staging_the_last_one_is_read_back_too() -> None:
+    cluster = running_cluster(runPolicy={"terminationGracePeriodSeconds": 150}, checkpoint={"staging": "Disk"})
+    assert save(cluster, 1, 50.0) == []
+    assert save(cluster, 2, 50.1) == ["GracePeriodTooShort"]
+
+
 def test_it_says_both_times_and_the_field() -> None:
     cluster = running_cluster(runPolicy={"terminationGracePeriodSeconds": 60})
     known = {"step": 1, "time": clock.render(cluster.now), "digest": "1", "saveSeconds": 42.4}
     cluster.report(phase="Training", checkpoint=known)
     (event,) = cluster.step().events
     assert event.kind == "Warning"
-    assert "took 42 s" in event.message
+    assert "took 42 s; a pod that is told to end needs up to twice that" in event.message
     assert "has 60 s (runPolicy.terminationGracePeriodSeconds)" in event.message
     assert cluster.status["checkpoints"]["last"]["saveSeconds"] == 42.4

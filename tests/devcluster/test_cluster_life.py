@@ -89,10 +89,10 @@ def test_nothing_survives_a_killed_supervisor(tmp_path):
         assert len(family) >= 9  # five components, and the container's own processes
         os.kill(supervisor, signal.SIGKILL)
         deadline = time.monotonic() + 10
-        while left := [pid for pid in family if alive(pid)]:
+        # The lock goes last: with the last thread of the supervisor, or a child that it was just about to start.
+        while (left := [pid for pid in family if alive(pid)]) or state.running_pid(cluster.spec) is not None:
             assert time.monotonic() < deadline, left
             time.sleep(0.05)
-        assert state.running_pid(cluster.spec) is None
 
 
 def test_a_cluster_ends_with_the_process_that_keeps_it(tmp_path):

@@ -20,6 +20,7 @@ from posttrain_trainer import checkpoint_files as files_module
 from posttrain_trainer.checkpoint_copy import Copy
 from posttrain_trainer.checkpoint_write import Writer
 from posttrain_trainer.recorder import Recorder
+from posttrain_trainer.rewards.reward_set import RewardSet
 
 WAITED = "waited"
 """Held until the rank itself waits for its copy."""
@@ -93,6 +94,17 @@ def full_in_copy(step: int) -> None:
         return entry
 
     Copy._file = copy_or_fail  # type: ignore[method-assign]
+
+
+def reward_fails(step: int) -> None:
+    """On rank 1, once the line of `step` is written."""
+    agree = RewardSet._agree
+
+    def agree_or_fail(self: RewardSet, fatal: str | None) -> None:
+        fails = os.environ["RANK"] == "1" and f"step {step}" in events_of(_run_dir())
+        agree(self, "reward 'twenties': it is gone" if fails else fatal)
+
+    RewardSet._agree = agree_or_fail  # type: ignore[method-assign]
 
 
 def _after_line(step: int, what: Callable[[Path], Any]) -> None:

@@ -50,8 +50,10 @@ class Weights:
         raise AssertionError(f"{folder} is of these very ranks, and not {written}")
 
 
-def checkpoints(run_dir: Path, keep: int = 5, attempt: int = 1, staging: Path | None = None) -> Checkpoints:
-    runtime = Runtime(0, 0, 1, torch.device("cpu"), Control(None, 1), StopFlag())
+def checkpoints(
+    run_dir: Path, keep: int = 5, attempt: int = 1, staging: Path | None = None, rank: int = 0
+) -> Checkpoints:
+    runtime = Runtime(rank, rank, 1, torch.device("cpu"), Control(None, 1), StopFlag())
     place = Place(run_dir, "pvc://runs/job/u1", keep, resume=True, staging=staging)
     return Checkpoints(place, runtime, FACTS, Fence(run_dir, attempt))
 
@@ -113,7 +115,8 @@ def _trial(run_dir: Path, staging: Path | None, what: str, left: int) -> dict[st
 
 
 def small_node(folder: str, pages: int, result: str) -> None:
-    """Two saves, staged on a node that has room for one of so many pages and then for none; a third that is not."""
+    """Two saves, staged on a node that has room for one of so many pages and then for none; a third that is not. Then
+    one on a node that can only be read."""
     root = Path(folder)
     staging = root / "staging"
     staging.mkdir(parents=True)
@@ -124,13 +127,20 @@ def small_node(folder: str, pages: int, result: str) -> None:
         store = checkpoints(root, staging=staging)
         told["first"] = save(store, 2)
         (staging / "filler").write_bytes(bytes(pages * PAGE // 2))
-        try:
-            store.stage(content(4))
-        except TrainerFailure as failure:
-            told |= {"reason": failure.reason, "message": failure.message}
-        told |= {**found(root), "left": sorted(path.name for path in staging.iterdir())}
+        told |= {"full": _staged(store, 4), **found(root), "left": sorted(path.name for path in staging.iterdir())}
         told |= {"can": store.can_stage(), "third": save(store, 6), "now": found(root)["whole"]}
+        _mount(staging, f"size={pages * PAGE}", _MS_REMOUNT | _MS_RDONLY)
+        told["fixed"] = _staged(store, 8)
     Path(result).write_text(json.dumps(told))
+
+
+def _staged(store: Checkpoints, step: int) -> tuple[str, str] | None:
+    """Reason and message of what does not go."""
+    try:
+        store.stage(content(step))
+    except TrainerFailure as failure:
+        return failure.reason, failure.message
+    return None
 
 
 def read_only(folder: str, result: str) -> None:

@@ -24,12 +24,15 @@ from posttrain_trainer.checkpoint_copy import Copy
 from posttrain_trainer.checkpoint_files import FileEntry, committed, damaged, file_digest, good_step
 from posttrain_trainer.checkpoint_write import Room, all_fit
 from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.runtime import Control
 
 STEPS = 8
 RARE = {"checkpoint__every_steps": 4}
 RATE = {"metric": "learning_rate", "above": 0.035, "for_steps": 2}
 RISING = {"training__learning_rate": 0.09, "training__warmup_steps": 8, "training__schedule": "Linear"}
 """0.01 more each step: RATE is broken from step 4 on."""
+THROWN = {"training__learning_rate": 1e30, "training__warmup_steps": 0}
+"""The first step throws the weights so far that the second cannot be computed."""
 
 
 def _job(run_dir: Path, ranks: int = 2, zero: int = 2, **changes: Any) -> Any:
@@ -164,9 +167,7 @@ def test_a_guard_keeps_what_is_on_its_way(tmp_path: Path, action: str, code: int
 
 
 def test_not_finite_keeps_what_is_on_its_way(tmp_path: Path) -> None:
-    """The first step throws the weights to 1e30, so that the second cannot be computed."""
-    thrown = {"training__learning_rate": 1e30, "training__warmup_steps": 0}
-    config = _job(tmp_path, zero=0, checkpoint__every_steps=1, **thrown)
+    config = _job(tmp_path, zero=0, checkpoint__every_steps=1, **THROWN)
     codes, events = _run(config, 1, 1, WAITED)
     assert codes == [40, 40]
     assert events == ["step 1", "copied 1", "commit 1"]
@@ -188,18 +189,39 @@ def test_every_checkpoint_of_rl_is_staged_with_its_critic(tmp_path: Path) -> Non
     assert any("ds-critic" in name for name in _files(configs[1])[3])
 
 
-@pytest.mark.parametrize("code", [41, 40])
-def test_what_ends_the_job_is_told_also_where_the_landing_fails(tmp_path: Path, code: int) -> None:
-    """The storage is full for what is on its way."""
-    rules = {"guards": {"rules": [RATE]}, **RISING, "checkpoint__every_steps": 2}
-    thrown = {"training__learning_rate": 1e30, "training__warmup_steps": 0, "checkpoint__every_steps": 1}
-    config = _job(tmp_path, zero=0, **(rules if code == 41 else thrown))
-    step = 4 if code == 41 else 1
+@pytest.mark.parametrize(
+    ("every", "good", "said"),
+    [(2, 2, "is kept: pvc://runs/tiny/u1/checkpoints/step-000002 (step 2)"), (3, 3, "No checkpoint is from before")],
+)
+def test_a_guard_is_told_also_where_the_landing_fails(tmp_path: Path, every: int, good: int, said: str) -> None:
+    """The storage is full for what is on its way, which is one from after the trouble began, or the good one itself.
+    Others start from none after that step either way."""
+    config = _job(tmp_path, zero=0, checkpoint__every_steps=every, **RISING, guards={"rules": [RATE]})
+    step = 4 if every == 2 else 3
     codes, events = _run(config, 1, step, WAITED, "full_in_copy", step)
-    assert codes == [code, code]
+    assert codes == [41, 41]
     assert f"commit {step}" not in events
-    assert good_step(tmp_path / "checkpoints") == (2 if code == 41 else None)
+    assert good_step(tmp_path / "checkpoints") == good
+    for rank in (0, 1):
+        assert said in json.loads((tmp_path / "work" / "ends" / f"rank-{rank}.json").read_text())["message"]
     assert "the checkpoint that was on its way is lost" in (tmp_path / "logs-1" / "rank-1.log").read_text()
+
+
+def test_not_finite_is_told_also_where_the_landing_fails(tmp_path: Path) -> None:
+    config = _job(tmp_path, zero=0, checkpoint__every_steps=1, **THROWN)
+    codes, events = _run(config, 1, 1, WAITED, "full_in_copy", 1)
+    assert codes == [40, 40]
+    assert events == ["step 1", "copied 1"]
+    assert "the checkpoint that was on its way is lost" in (tmp_path / "logs-1" / "rank-1.log").read_text()
+
+
+def test_a_reward_that_fails_keeps_what_is_on_its_way(tmp_path: Path) -> None:
+    """All ranks end together, so they land it first."""
+    both = {"topology__processes_per_node": 2, "checkpoint__every_steps": 1, "checkpoint__staging": "Disk"}
+    config = online_job(tmp_path, tmp_path / "model", **both)
+    codes, events = _run(config, 1, 1, WAITED, "reward_fails", 1)
+    assert codes == [30, 30]
+    assert events == ["step 1", "copied 1", "commit 1"]
 
 
 def test_where_a_node_has_no_room_all_ranks_save_straight(tmp_path: Path) -> None:
@@ -226,13 +248,53 @@ def test_a_copy_that_fails_on_one_rank(tmp_path: Path, until: int | str) -> None
     assert [*(tmp_path / "checkpoints").iterdir()] == []
 
 
+def test_a_storage_that_says_nothing_any_more_has_no_copy(tmp_path: Path) -> None:
+    """Not even whether the folder is there: of a mount that is gone that question is an error too."""
+    (tmp_path / "file").write_bytes(b"four")
+    target = tmp_path / ("x" * 300)  # longer than a name may be
+    with pytest.raises(OSError, match="File name too long"):
+        target.is_dir()
+    with pytest.raises(OSError, match="File name too long"):
+        Copy(tmp_path, target, {"file": 4}).wait()
+
+
+@pytest.mark.parametrize("sizes", [{"file": 5}, {"file": 4, "gone": 4}])
+def test_what_is_not_what_was_staged_is_no_copy(tmp_path: Path, sizes: dict[str, int]) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "file").write_bytes(b"four")
+    with pytest.raises(OSError, match="gone" if "gone" in sizes else "where {'file': 5} was to come"):
+        Copy(source, target, sizes).wait()
+
+
+@pytest.mark.parametrize("handed", [False, True])
+def test_only_rank_0_removes_what_it_may_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed: bool) -> None:
+    """Another rank's copy fails here, or all is copied and the ranks lose each other."""
+
+    def lost(*_: Any) -> Any:
+        raise RuntimeError("Connection closed by peer")
+
+    store = checkpoints(tmp_path, staging=tmp_path / "node", rank=1)
+    folder = tmp_path / "checkpoints" / "step-000004.tmp-1"
+    (folder / "ds").mkdir(parents=True)
+    if not handed:
+        monkeypatch.setattr(Copy, "_file", lost)
+    store.stage(content(4))
+    if handed:
+        monkeypatch.setattr(Control, "gather", lost)
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        store.land()
+    assert folder.exists() == handed
+
+
 def test_a_copy_makes_nothing_again_that_was_removed(tmp_path: Path) -> None:
     """By another rank whose copy has failed, or by the attempt after."""
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "ds").mkdir(parents=True)
     (source / "ds" / "model.pt").touch()
     with pytest.raises(TrainerFailure) as failed:
-        Copy(source, target).wait()
+        Copy(source, target, {"ds/model.pt": 0}).wait()
     assert failed.value.reason is Reason.PEER_LOST  # a consequence, and told as one
     assert not target.exists()
 
@@ -262,6 +324,18 @@ def test_two_bests_and_no_moment_without_one(tmp_path: Path) -> None:
     store.stage(content(6, best=best[1]))
     store.land()
     assert found(tmp_path)["whole"] == [6]
+
+
+def test_what_is_on_its_way_is_not_yet_good(tmp_path: Path) -> None:
+    store = checkpoints(tmp_path, staging=tmp_path / "node")
+    store.stage(content(2))
+    assert [store.without_landing(step) for step in (None, 2)] == [None, None]
+    store.land()
+    assert store.without_landing(2) == 2
+    store.stage(content(4))
+    assert [store.without_landing(step) for step in (None, 2, 4)] == [None, 2, 2]
+    store.land()
+    assert store.without_landing(4) == 4
 
 
 def test_nothing_is_committed_once_a_newer_attempt_has_taken_over(tmp_path: Path) -> None:
@@ -294,7 +368,7 @@ def test_a_copy_leaves_no_sign_of_life(tmp_path: Path, monkeypatch: pytest.Monke
     (source / "ds" / "model.pt").write_bytes(bytes(range(256)) * (1 << 16))
     monkeypatch.setenv(signs.ENV_SIGNS, str(folder))
     monkeypatch.setattr(signs._Process, "watched", True)
-    copy = Copy(source, target)
+    copy = Copy(source, target, {"ds/model.pt": 1 << 24})
     copy._thread.join()
     assert signs.marks(folder) == {}
     entries, _ = copy.wait()
@@ -321,6 +395,6 @@ def test_who_waits_for_a_copy_gets_on_as_the_copy_does(
     monkeypatch.setattr(checkpoint_copy, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(Copy, "_file", slow)
     (tmp_path / "file").touch()
-    Copy(tmp_path, tmp_path).wait()
+    Copy(tmp_path, tmp_path, {"file": 0}).wait()
     assert (len(marks) >= 3) == gets_on
     assert gets_on or not marks

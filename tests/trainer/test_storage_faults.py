@@ -58,12 +58,13 @@ def test_a_storage_that_becomes_read_only(tmp_path: Path) -> None:
     assert told["committed"] == told["whole"] == [2]
 
 
-def test_a_full_node_is_not_taken_for_a_full_claim(tmp_path: Path) -> None:
+def test_the_node_is_not_taken_for_the_claim(tmp_path: Path) -> None:
     told = _told(tmp_path, "small_node", ONE)
     assert told["first"] is None
-    assert told["reason"] == "StorageFull"
-    assert told["message"].startswith("checkpoint.staging: ")
-    assert "leave staging out" in told["message"]
+    for case, reason in (("full", "StorageFull"), ("fixed", "StorageReadOnly")):
+        assert told[case][0] == reason
+        assert told[case][1].startswith("checkpoint.staging: ")
+        assert "leave staging out" in told[case][1]
     assert told["committed"] == told["whole"] == [2]
     assert (told["other"], told["left"]) == ([], ["filler"])
     assert (told["can"], told["third"], told["now"]) == (False, None, [6, 2])

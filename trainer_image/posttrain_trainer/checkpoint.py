@@ -162,6 +162,12 @@ class Checkpoints:
             return self._staged.state.step
         return None if self.last is None else self.last.step
 
+    def without_landing(self, step: int | None) -> int | None:
+        """`step`, or the step of the checkpoint before it where it is only on its way. None: of none."""
+        if self._staged is None or self._staged.state.step != step:
+            return step
+        return None if self.last is None else self.last.step
+
     @contextmanager
     def _failures(self, step: int) -> Iterator[None]:
         """What a failed save leaves is removed; a storage that takes nothing more is told in words."""
@@ -169,7 +175,8 @@ class Checkpoints:
             yield
         except Exception as error:
             failure = storage_failure(error, self._place.root, self._place.uri)
-            shutil.rmtree(self._writer.temporary(step), ignore_errors=True)  # best effort: the error is what matters
+            if self._writer.owns:
+                shutil.rmtree(self._writer.temporary(step), ignore_errors=True)  # best effort: the error matters
             if failure is not None:
                 raise failure from error
             raise
@@ -181,8 +188,8 @@ class Checkpoints:
         return last
 
     def end_at(self, step: int) -> None:
-        """Whoever starts from this run without naming a checkpoint starts from that of `step`: those after it are of a
-        training that a guard has ended. Rank 0 only."""
+        """Whoever starts from this run without naming a checkpoint starts from that of `step`, or from an older one
+        where there is none: those after it are of a training that a guard has ended. Rank 0 only."""
         self.fence.check()
         files.replace_json(self._place.root / files.GOOD, {"step": step})
 

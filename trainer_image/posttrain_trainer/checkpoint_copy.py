@@ -6,14 +6,17 @@ by the digest. It leaves no sign of life of its own: a copy that gets on says no
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from posttrain_api.reasons import Reason
-from posttrain_trainer.checkpoint_files import FileEntry, files_below
+from posttrain_trainer.checkpoint_files import FileEntry
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.signs import mark
 
@@ -25,10 +28,11 @@ _LOOK_SECONDS = 1.0
 
 
 class Copy:
-    """Begins at once. `source`: a folder that nobody writes any more; `target`: one that is there."""
+    """Begins at once. `source`: a folder that nobody writes any more; `target`: one that is there. `sizes`: bytes of
+    each file below `source`, by its name."""
 
-    def __init__(self, source: Path, target: Path) -> None:
-        self._source, self._target = source, target
+    def __init__(self, source: Path, target: Path, sizes: Mapping[str, int]) -> None:
+        self._source, self._target, self._sizes = source, target, sizes
         self._moved = 0
         self._entries: dict[str, FileEntry] = {}
         self._error: Exception | None = None
@@ -43,7 +47,7 @@ class Copy:
 
     def wait(self) -> tuple[dict[str, FileEntry], float]:
         """Size and digest of each file by its name below the folders, and the time (monotonic, seconds) at which the
-        last one was on the disk. Raises what has ended the copy."""
+        last one was on the disk. Raises what has ended the copy, and OSError where less came than was to."""
         before = self._moved
         while self._thread.is_alive():
             self._thread.join(_LOOK_SECONDS)
@@ -52,16 +56,21 @@ class Copy:
             before = self._moved
         if self._error is not None:
             raise self._error
+        if (copied := {name: entry.size for name, entry in self._entries.items()}) != self._sizes:
+            raise OSError(errno.EIO, f"copied {copied}, where {dict(self._sizes)} was to come", str(self._target))
         return self._entries, self._ended
 
     def _run(self) -> None:
         try:
-            for name in files_below(self._source):
+            for name in self._sizes:
                 for folder in reversed(Path(name).parents[:-1]):  # not the target: who removed it means this copy too
                     (self._target / folder).mkdir(exist_ok=True)
                 self._entries[name] = self._file(self._source / name, self._target / name)
         except Exception as error:  # noqa: BLE001  `wait` raises it, where somebody can act on it
-            self._error = error if self._target.is_dir() else _removed(self._target)
+            self._error = error
+            with suppress(OSError):  # a storage that does not even say whether the folder is there is the cause itself
+                if not self._target.is_dir():
+                    self._error = _removed(self._target)
         self._ended = time.monotonic()
 
     def _file(self, source: Path, target: Path) -> FileEntry:

@@ -29,9 +29,16 @@ from posttrain_trainer.record import utc_now
 from posttrain_trainer.runtime import Runtime
 from posttrain_trainer.signs import growing
 from posttrain_trainer.state import State
-from posttrain_trainer.storage import ROOM, is_full
+from posttrain_trainer.storage import ROOM, refusal
 
 STATE = "trainer.json"
+_NODE_SAYS = {
+    Reason.STORAGE_FULL: "the node has no room for its part of a checkpoint ({}). The older checkpoints are whole. "
+    "Give the pods more memory (staging Memory) or nodes with a larger disk (Disk), or leave staging out, then run the "
+    "job anew.",
+    Reason.STORAGE_READ_ONLY: "the node's disk can only be read ({}). The older checkpoints are whole. Have the node "
+    "repaired or drained, or leave staging out, then run the job anew.",
+}
 
 
 class Saved(Protocol):
@@ -85,11 +92,12 @@ def all_fit(rooms: Sequence[Room]) -> bool:
 
 
 class Writer:
-    """Of one run."""
+    """Of one run. `owns`: whether this rank may remove the folder of the save that has failed."""
 
     def __init__(self, place: Place, runtime: Runtime, facts: Facts, fence: Fence) -> None:
         self._place, self._runtime, self._facts, self._fence = place, runtime, facts, fence
         self._part = 0
+        self.owns = True
 
     @property
     def _local(self) -> Path:
@@ -120,8 +128,7 @@ class Writer:
             self._fill(temporary, content)
             runtime.control.barrier()
             mine = files.files_below(temporary)[runtime.rank :: runtime.ranks]
-            listed = self._listed(files.entries(temporary, mine))
-        took = round(time.monotonic() - began, 3)
+            listed, took = self._listed(files.entries(temporary, mine), time.monotonic() - began)
         return self._commit(listed, content.state, (utc_now(), took))
 
     def stage(self, content: Content) -> Staged:
@@ -132,20 +139,21 @@ class Writer:
             self.clear()
             local.mkdir(parents=True)
             self._fill(local, content)
-            self._part = sum((local / name).stat().st_size for name in files.files_below(local))
+            sizes = {name: (local / name).stat().st_size for name in files.files_below(local)}
+            self._part = sum(sizes.values())
         taken = utc_now()
         self._begin(temporary)
-        return Staged(content.state, began, taken, Copy(local, temporary))
+        return Staged(content.state, began, taken, Copy(local, temporary, sizes))
 
     def land(self, staged: Staged) -> Committed | None:
         """Waits for the copies of all ranks and commits, as `write`. Raises what has ended this rank's copy."""
         entries, ended = staged.copy.wait()
-        listed = self._listed(entries)
-        took = self._runtime.control.max([ended - staged.began])[0]
+        listed, took = self._listed(entries, ended - staged.began)
         self.clear()
-        return self._commit(listed, staged.state, (staged.taken, round(took, 3)))
+        return self._commit(listed, staged.state, (staged.taken, took))
 
     def _begin(self, temporary: Path) -> None:
+        self.owns = True
         if self._runtime.first:
             self._fence.check()
             shutil.rmtree(temporary, ignore_errors=True)
@@ -158,9 +166,12 @@ class Writer:
         torch.save(content.generators, folder / generators_name(self._runtime.rank))
         content.saved.save(folder)
 
-    def _listed(self, mine: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        """The files of all ranks."""
-        return {name: entry for part in self._runtime.control.gather(mine) for name, entry in part.items()}
+    def _listed(self, mine: dict[str, FileEntry], seconds: float) -> tuple[dict[str, FileEntry], float]:
+        """The files of all ranks, and the most seconds that one of them took. From here on rank 0 may rename the
+        folder: what another rank removed then, it might remove under its new name."""
+        self.owns = self._runtime.first
+        parts, took = zip(*self._runtime.control.gather((mine, seconds)), strict=True)
+        return {name: entry for part in parts for name, entry in part.items()}, round(max(took), 3)
 
     def _commit(self, listed: dict[str, FileEntry], state: State, when: tuple[str, float]) -> Committed | None:
         """`when`: the time of the state, and how many seconds the save took."""
@@ -183,16 +194,12 @@ def generators_name(rank: int) -> str:
 
 @contextmanager
 def _node_failures(local: Path) -> Iterator[None]:
-    """A full node is not a full claim: the words differ, and what helps."""
+    """What the node's file system refuses is not the claim's doing: the words differ, and what helps."""
     try:
         yield
     except Exception as error:
-        if not is_full(error, local):
+        reason = refusal(error, local.parent)
+        if reason is None:
             raise
         shutil.rmtree(local, ignore_errors=True)  # best effort: the error itself is what matters
-        raise TrainerFailure(
-            Reason.STORAGE_FULL,
-            f"checkpoint.staging: {local}: the node has no room for its part of a checkpoint ({error}). The older "
-            "checkpoints are whole. Give the pods more memory (staging Memory) or nodes with a larger disk (Disk), or "
-            "leave staging out, then run the job anew.",
-        ) from error
+        raise TrainerFailure(reason, f"checkpoint.staging: {local}: {_NODE_SAYS[reason].format(error)}") from error

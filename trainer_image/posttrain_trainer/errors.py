@@ -48,8 +48,12 @@ class TrainerFailure(Exception):
         self.message = printable(message)
 
 
-class NotFinite(TrainerFailure):
-    """A metric is NaN or infinite; raised by all ranks together, before the step is applied."""
+class AgreedFailure(TrainerFailure):
+    """Raised by all ranks together, at the same place: before they end they may still do something in common."""
+
+
+class NotFinite(AgreedFailure):
+    """A metric is NaN or infinite; raised before the step is applied."""
 
     def __init__(self, metric: str, place: str = "") -> None:
         super().__init__(

@@ -8,7 +8,7 @@ ends and reports nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -168,6 +168,28 @@ class Guards:
         shown = f"{rule.metric} was {value:.6g} at step {step}" if value is not None else f"{rule.metric} is"
         since = "" if streak.count < 2 else f" in {streak.count} steps running since step {streak.since}"
         return f"{shown}, {bound}{since} (spec.guards.rules[{number}])"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A guard's word. `lost`: how it is told where the checkpoint on its way does not arrive. `good`: others start from
+    none after this step; None: from the newest."""
+
+    failure: TrainerFailure
+    lost: TrainerFailure
+    good: int | None = None
+
+    @classmethod
+    def of(cls, tripped: Tripped, step: int, before: int | None, uri_of: Callable[[int], str]) -> Ending:
+        """`step`: of the state as it is; `before`: what is good of the checkpoints that have arrived."""
+        if tripped.action == "Suspend":
+            said = ending(tripped, uri_of(step))
+            return cls(said, said)
+        said, lost = (
+            ending(replace(tripped, good=good), None if good is None else uri_of(good))
+            for good in (tripped.good, before)
+        )
+        return cls(said, lost, tripped.good)
 
 
 def broken(rule: GuardRule, value: float) -> bool:

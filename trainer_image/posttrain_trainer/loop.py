@@ -18,9 +18,9 @@ from posttrain_trainer.best import Judge
 from posttrain_trainer.checkpoint import Checkpoints
 from posttrain_trainer.checkpoint_write import Content, Saved
 from posttrain_trainer.engine import Engine
-from posttrain_trainer.errors import NotFinite, TrainerFailure
+from posttrain_trainer.errors import AgreedFailure, TrainerFailure
 from posttrain_trainer.evaluate import Evaluation
-from posttrain_trainer.guards import Guards, ending
+from posttrain_trainer.guards import Ending, Guards
 from posttrain_trainer.learner import Learner
 from posttrain_trainer.metrics import Metrics, Phases, memory_bytes, times_last
 from posttrain_trainer.objective import StartLoss
@@ -85,14 +85,6 @@ class Course:
         return self.schedule.total_steps
 
 
-@dataclass(frozen=True)
-class _Ending:
-    """A guard's word, on rank 0. `good`: the step from which others should start; None: from the newest."""
-
-    failure: TrainerFailure
-    good: int | None = None
-
-
 class Loop:
     """Runs from `state` to the end of the course."""
 
@@ -117,7 +109,7 @@ class Loop:
         begin()
         try:
             return self._run()
-        except NotFinite:
+        except AgreedFailure:
             self._rescue()
             raise
 
@@ -192,7 +184,7 @@ class Loop:
             self._save(random_state(), beside=not stop and step < course.total_steps)
         return not stop or step == course.total_steps
 
-    def _guard(self) -> _Ending | None:
+    def _guard(self) -> Ending | None:
         """What the guards say ends the job, on rank 0: metrics of the clock differ from rank to rank."""
         guards, state, parts = self._parts.guards, self.state, self._parts
         if not guards.rules or not self._runtime.first:
@@ -200,25 +192,24 @@ class Loop:
         try:
             looked = guards.look(state.guards, state.step, state.metrics or {}, parts.checkpoints.newest_step)
         except TrainerFailure as failure:
-            return _Ending(failure)
+            return Ending(failure, failure)
         self.state = replace(state, guards=looked.state)
         parts.recorder.warning = looked.state.warning
         if looked.tripped is None:
             return None
-        kept = state.step if looked.tripped.action == "Suspend" else looked.tripped.good
-        said = ending(looked.tripped, None if kept is None else parts.checkpoints.uri_of(kept))
-        return _Ending(said, kept if looked.tripped.action == "Fail" else None)
+        checkpoints, good = parts.checkpoints, looked.tripped.good
+        return Ending.of(looked.tripped, state.step, checkpoints.without_landing(good), checkpoints.uri_of)
 
-    def _end(self, ends: _Ending | None) -> NoReturn:
+    def _end(self, ends: Ending | None) -> NoReturn:
         """On every rank as rank 0 says. A suspended job goes on from the state as it is."""
-        told = None if ends is None else (ends.failure.reason, ends.failure.message)
-        reason, message = self._runtime.control.gather(told)[0]
+        told = None if ends is None else (ends.failure.reason, ends.failure.message, ends.lost.message)
+        reason, message, lost = self._runtime.control.gather(told)[0]
+        if ends is not None and ends.good is not None:  # at once: nobody knows how long the landing takes
+            self._parts.checkpoints.end_at(ends.good)
         if reason is Reason.GUARD_SUSPENDED:
             self._save(random_state())
-        else:
-            self._rescue()  # it may be the good one
-        if ends is not None and ends.good is not None:
-            self._parts.checkpoints.end_at(ends.good)
+        elif not self._rescue():  # it may be the good one
+            message = lost
         raise TrainerFailure(reason, message)
 
     def _evaluation_missing(self) -> bool:
@@ -269,13 +260,15 @@ class Loop:
                 landed = parts.checkpoints.land()
             parts.recorder.checkpoint(landed.checkpoint, landed.state.best)
 
-    def _rescue(self) -> None:
-        """Lands what is on its way where all ranks end for a reason of their own: that is told, whatever the storage
-        does meanwhile."""
+    def _rescue(self) -> bool:
+        """Lands what is on its way where all ranks end for a reason of their own: that is told, whatever error of the
+        storage comes up meanwhile. False where it is lost."""
         try:
             self._land()
         except (TrainerFailure, OSError, RuntimeError) as error:
             log.error("the checkpoint that was on its way is lost: %s", error)
+            return False
+        return True
 
     def _leave(self, generators: dict[str, Any]) -> bool:
         self._land()

@@ -42,7 +42,7 @@ def make_room(root: Path, newest: Committed, spared: Collection[int]) -> list[st
 def storage_failure(error: Exception, root: Path, uri: str) -> TrainerFailure | None:
     """The failure where `error` is of a storage that takes nothing more; None where it is of something else. `uri`: of
     the run; it names the claim, as the path in the pod does not."""
-    reason = None if isinstance(error, TrainerFailure) else _reason(error, root)
+    reason = refusal(error, root)
     if reason is Reason.STORAGE_READ_ONLY:
         return TrainerFailure(
             reason,
@@ -59,14 +59,13 @@ def storage_failure(error: Exception, root: Path, uri: str) -> TrainerFailure | 
     )
 
 
-def is_full(error: Exception, folder: Path) -> bool:
-    """Whether `error` says that the file system of `folder` takes nothing more."""
-    return _reason(error, folder.parent) is Reason.STORAGE_FULL
-
-
-def _reason(error: Exception, root: Path) -> Reason:
+def refusal(error: Exception, root: Path) -> Reason | None:
+    """StorageFull or StorageReadOnly where `error` says that the file system of `root` takes nothing more."""
+    if isinstance(error, TrainerFailure):
+        return None
     hidden = isinstance(error, RuntimeError) and any(part in str(error) for part in _HIDDEN)
-    return _probe(root) if hidden else classify(error)[0]
+    reason = _probe(root) if hidden else classify(error)[0]
+    return reason if reason in _STORAGE else None
 
 
 def _probe(root: Path) -> Reason:

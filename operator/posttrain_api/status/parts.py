@@ -99,7 +99,8 @@ class CheckpointStatus(Model):
     size_bytes: int | None = optional("Its size", unit="bytes", example=123456789, ge=0, le=BIG)
     digest: str | None = optional("Digest of its manifest", example="sha256:9f2c", max_length=DIGEST)
     save_seconds: float | None = optional(
-        "How long it took to save; twice that must fit into runPolicy.terminationGracePeriodSeconds",
+        "How long it took to save; twice that (with checkpoint.staging three times) must fit into "
+        "runPolicy.terminationGracePeriodSeconds",
         unit="seconds",
         example=42.5,
         ge=0,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from posttrain_api.online import LengthReward, RewardConfig
 from posttrain_api.reasons import Reason
-from posttrain_trainer.errors import TrainerFailure
+from posttrain_trainer.errors import AgreedFailure
 from posttrain_trainer.rewards.base import Completion, Scored
 from posttrain_trainer.rewards.calls import Batch, Call, Reply, Task
 from posttrain_trainer.rewards.workers import Outcome, Worker, call_all, memory_share
@@ -123,7 +123,7 @@ class RewardSet:
         failed = [rank for rank, verdict in enumerate(verdicts) if verdict is not None]
         if failed:
             ranks = f" (rank {failed[0]}, {len(failed)} of {len(verdicts)} ranks)" if len(verdicts) > 1 else ""
-            raise TrainerFailure(Reason.REWARD_ERROR, f"{verdicts[failed[0]]}{ranks}")
+            raise AgreedFailure(Reason.REWARD_ERROR, f"{verdicts[failed[0]]}{ranks}")
 
     def _tell(self, name: str, reply: Reply, judged: Judged, completions: int) -> None:
         if judged.why is not None and judged.fatal is None:
