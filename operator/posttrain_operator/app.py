@@ -191,7 +191,7 @@ async def _serve(parts: Parts, started: Callable[[], None]) -> None:
     children = await _discover(parts)
     parts.observer.available = frozenset(kind.kind for kind in children)
     kinds = tuple(kind for kind in WATCHED if kind in children or kind not in CHILDREN)
-    lists = Lists(parts.cluster, parts.cache, parts.settings, kinds)
+    lists = Lists(parts.cluster, parts.cache, parts.streams, kinds, parts.settings.watch_namespaces)
     registry = registry_of(Handlers(parts.cache, parts.queue.add), parts.login, kinds)
     # All of them before kopf: when it ends it waits five seconds for tasks that were started after it.
     ours = _workforce(parts, lists, children)
@@ -259,7 +259,7 @@ async def _open_gate(parts: Parts, lists: Lists, gate: asyncio.Event) -> None:
 async def _delivered(parts: Parts, lists: Lists) -> None:
     while True:
         try:
-            return await lists.delivered(parts.streams)
+            return await lists.delivered()
         except ApiError as error:
             log.warning("the initial lists were not compared: %s", error)
             await asyncio.sleep(1)

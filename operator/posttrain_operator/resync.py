@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from posttrain_operator.cluster.errors import ApiError
 from posttrain_operator.cluster.kinds import CHILDREN, JOB, POD, Kind
 from posttrain_operator.facts import JobFacts
 from posttrain_operator.records import Key
-from posttrain_operator.settings import Settings, Timing
+from posttrain_operator.settings import Timing
 from posttrain_operator.watch import BackendsChanged, Streams
 from posttrain_operator.workqueue import WorkQueue
 
@@ -43,10 +44,12 @@ class Lost(NamedTuple):
 
 @dataclass(frozen=True)
 class Differences:
-    """`behind`: by kind, how many objects the cache lacks or has in an older version."""
+    """`behind`: by kind, how many objects the cache lacks or has in an older version. `reopened`: kinds whose streams
+    were not open all the time: these are late, and may be as they should."""
 
     lost: tuple[Lost, ...]
     behind: Mapping[Kind, int]
+    reopened: frozenset[Kind]
 
 
 Told = Callable[[str, str, int], None]
@@ -54,35 +57,41 @@ Told = Callable[[str, str, int], None]
 
 
 class Lists:
-    """Compares the cluster with the cache for all watched kinds and namespaces."""
+    """Compares the cluster with the cache for all watched kinds and `namespaces` (empty: all)."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, settings: Settings, kinds: tuple[Kind, ...]) -> None:
-        self._cluster, self._cache, self._kinds = cluster, cache, kinds
-        self._namespaces: tuple[str | None, ...] = settings.watch_namespaces or (None,)
+    def __init__(
+        self, cluster: Cluster, cache: Cache, streams: Streams, kinds: tuple[Kind, ...], namespaces: tuple[str, ...]
+    ) -> None:
+        self._cluster, self._cache, self._streams, self._kinds = cluster, cache, streams, kinds
+        self._namespaces: tuple[str | None, ...] = namespaces or (None,)
 
-    def stream_paths(self) -> set[str]:
-        """Paths of the watch streams that must be open."""
-        return {
-            resource_path(kind.api_version, kind.plural, namespace)
-            for kind in self._kinds
-            for namespace in self._namespaces
-        }
+    def _paths(self, kind: Kind) -> set[str]:
+        """Of the watch streams that must be open."""
+        return {resource_path(kind.api_version, kind.plural, namespace) for namespace in self._namespaces}
 
-    async def delivered(self, streams: Streams) -> None:
+    async def delivered(self) -> None:
         """Returns once every stream is open and everything that then existed is in the cache."""
-        await _until(lambda: self.stream_paths() <= streams.opened)
+        paths = {path for kind in self._kinds for path in self._paths(kind)}
+        await _until(lambda: paths <= self._streams.opened)
         for kind in self._kinds:
             listed = await self._listed(kind)
             await _until(lambda kind=kind, listed=listed: not self._unknown(kind, listed))  # type: ignore[misc]
 
     async def compare(self, patience: float) -> Differences:
         """Lists everything once, and says what the watches have not made good `patience` seconds later."""
+        lives = dict(self._streams.lives)
         before = {kind: self._cache.versions(_CACHED[kind]) for kind in self._kinds}
         listed = {kind: await self._listed(kind) for kind in self._kinds}
         await asyncio.sleep(patience)
         lost = [gone for kind in self._kinds for gone in self._lost(kind, before[kind], listed[kind])]
         behind = {kind: len(self._unknown(kind, listed[kind], exact=True)) for kind in self._kinds}
-        return Differences(tuple(lost), behind)
+        return Differences(tuple(lost), behind, self._reopened(lives))
+
+    def _reopened(self, before: Mapping[str, int]) -> frozenset[Kind]:
+        """`before`: the streams' lives at the beginning."""
+        now = self._streams.lives
+        lived = {path for path, opening in before.items() if now.get(path) == opening}
+        return frozenset(kind for kind in self._kinds if not self._paths(kind) <= lived)
 
     def _lost(self, kind: Kind, before: dict[str, tuple[Key, str]], listed: dict[str, str]) -> list[Lost]:
         """What the cache had before the list, has still, and the cluster had no more."""
@@ -121,9 +130,9 @@ def _older(cached: str, listed: str) -> bool:
 
 
 async def compare_forever(lists: Lists, cache: Cache, queue: WorkQueue[Key], timing: Timing, told: Told) -> None:
-    """Drops what is gone; Diverged where the cache stays behind twice running. An API server that does not answer is
-    no verdict."""
-    bad = 0
+    """Drops what is gone; Diverged where the cache stays behind in a kind twice running. An API server that does not
+    answer is no verdict, and a stream that it has ended is none of that kind."""
+    bad: Counter[Kind] = Counter()
     while True:
         await asyncio.sleep(timing.divergence)
         try:
@@ -133,10 +142,10 @@ async def compare_forever(lists: Lists, cache: Cache, queue: WorkQueue[Key], tim
             continue
         _drop(found.lost, cache, queue)
         _tell(found, told)
-        behind = sum(found.behind.values())
-        bad = bad + 1 if behind else 0
-        if bad >= 2:
-            raise Diverged(f"{behind} objects are newer in the cluster than in the cache")
+        for kind in found.behind.keys() - found.reopened:
+            bad[kind] = bad[kind] + 1 if found.behind[kind] else 0
+        if dead := [f"{found.behind[kind]} of {kind.kind}" for kind, times in bad.items() if times >= 2]:
+            raise Diverged(f"objects are newer in the cluster than in the cache: {', '.join(dead)}")
 
 
 def _drop(lost: Iterable[Lost], cache: Cache, queue: WorkQueue[Key]) -> None:

@@ -8,6 +8,7 @@ watches is of unknown age.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import socket
@@ -75,11 +76,14 @@ class Handlers:
 class Streams:
     """Which watch streams have been opened: kopf opens one only after its list was read to the end.
 
-    kopf opens a stream that ended at once again; `pace` holds back one that keeps ending.
+    kopf opens a stream that ended at once again; `pace` holds back one that keeps ending. `lives`: by path, which of
+    all openings is open now; none while it is opened again.
     """
 
     def __init__(self, pace: Pace | None = None) -> None:
         self.opened: set[str] = set()
+        self.lives: dict[str, int] = {}
+        self._openings = itertools.count(1)
         self._pace = pace or Pace()
 
     def trace(self) -> aiohttp.TraceConfig:
@@ -91,7 +95,10 @@ class Streams:
     async def _starts(
         self, _: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestStartParams
     ) -> None:
-        if is_watch(params.url) and (delay := self._pace.delay(params.url.path)) > 0:
+        if not is_watch(params.url):
+            return
+        self.lives.pop(params.url.path, None)
+        if (delay := self._pace.delay(params.url.path)) > 0:
             log.warning("the watch of %s ended early, it is opened again in %.1f s", params.url.path, delay)
             await asyncio.sleep(delay)
 
@@ -100,6 +107,7 @@ class Streams:
     ) -> None:
         if is_watch(params.url) and params.response.status == 200:
             self._pace.opened(params.url.path)
+            self.lives[params.url.path] = next(self._openings)
             self.opened.add(params.url.path)
 
 

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from model_cluster import PLAN
 
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster import Cluster
@@ -14,11 +13,13 @@ from posttrain_operator.cluster.errors import Unavailable
 from posttrain_operator.cluster.kinds import JOB, PYTORCHJOB
 from posttrain_operator.records import Key
 from posttrain_operator.resync import Diverged, Lists, compare_forever
-from posttrain_operator.settings import Settings, Timing
+from posttrain_operator.settings import Timing
 from posttrain_operator.slim import child_record, job_record
+from posttrain_operator.watch import Streams
 from posttrain_operator.workqueue import Backoff, WorkQueue
 
 TIMING = Timing().scaled(0.0001)
+JOBS, CHILDREN = "/apis/posttrain.dev/v1alpha1/posttrainingjobs", "/apis/kubeflow.org/v1/pytorchjobs"
 Json = dict[str, Any]
 
 
@@ -43,9 +44,10 @@ class Rig:
     def __init__(self) -> None:
         self.api, self.cache, self.told = Api(), Cache(), list[tuple[str, str, int]]()
         self.queue: WorkQueue[Key] = WorkQueue(Backoff(1, 1))
-        settings = Settings("sys", PLAN, timing=TIMING)
+        self.streams = Streams()
+        self.streams.lives = {JOBS: 1, CHILDREN: 2}
         cluster = Cluster(self.api)  # type: ignore[arg-type]
-        self.lists = Lists(cluster, self.cache, settings, (JOB, PYTORCHJOB))
+        self.lists = Lists(cluster, self.cache, self.streams, (JOB, PYTORCHJOB), ())
 
     def put_job(self, name: str, uid: str, version: str = "1", parent: str = "") -> None:
         spec = {"model": {"fromJob": {"name": parent}}} if parent else {}
@@ -107,6 +109,41 @@ async def test_a_cache_that_stays_behind_ends_the_process(version: str | None) -
     with pytest.raises(Diverged):
         await rig.compare(5)
     assert rig.told.count(("PostTrainingJob", "behind", 1)) == 2
+
+
+async def test_a_stream_that_is_opened_again_is_late_and_not_dead() -> None:
+    """It is not open; it was opened while the comparison waited. Once it stays open, it counts."""
+    rig = Rig()
+    rig.api.lists["posttrainingjobs"] = [meta("job", "j1", "2")]
+    del rig.streams.lives[JOBS]
+    assert (await rig.lists.compare(0)).reopened == {JOB}
+    await compared(rig)
+    assert rig.told.count(("PostTrainingJob", "behind", 1)) > 2
+    rig.streams.lives[JOBS] = 1
+    comparison = asyncio.create_task(rig.lists.compare(0.1))
+    await asyncio.sleep(0.01)
+    rig.streams.lives[JOBS] = 3
+    assert (await comparison).reopened == {JOB}
+    assert (await rig.lists.compare(0)).reopened == frozenset()
+    with pytest.raises(Diverged, match="1 of PostTrainingJob"):
+        await rig.compare(5)
+
+
+async def test_one_kind_and_then_another_is_not_twice_running() -> None:
+    rig = Rig()
+    names = ("posttrainingjobs", "pytorchjobs")
+
+    def told(_kind: str, _problem: str, _objects: int) -> None:
+        behind = names[len(rig.told) // 4 % 2]  # a comparison tells four times
+        rig.told.append((_kind, _problem, _objects))
+        for name in names:
+            rig.api.lists[name] = [meta("job", "j1", "2")] if name == behind else []
+
+    run = compare_forever(rig.lists, rig.cache, rig.queue, TIMING, told)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await run
+    assert {kind for kind, problem, objects in rig.told if objects} == {"PostTrainingJob", "PyTorchJob"}
 
 
 async def test_an_api_server_that_is_away_is_no_verdict() -> None:

@@ -115,6 +115,8 @@ async def test_the_streams_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
+        if seconds > 0:
+            assert streams.lives == {}, "it is not open while it waits"
         await pause(0)  # type: ignore[misc]
 
     streams = Streams(Pace(first=0.5))
@@ -123,8 +125,9 @@ async def test_the_streams_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
         aiohttp.ClientSession(trace_configs=[streams.trace()], response_class=WatchResponse) as session,
     ):
         monkeypatch.setattr("posttrain_operator.watch.asyncio.sleep", sleep)
-        for query, waited in (("", 0), ("?watch=true", 0), ("", 0), ("?watch=true", 1)):
+        for query, waited, life in (("", 0, None), ("?watch=true", 0, 1), ("", 0, 1), ("?watch=true", 1, 2)):
             async with session.get(url + query) as response:
                 await response.read()
             assert len([seconds for seconds in slept if seconds > 0]) == waited
+            assert streams.lives.get("/jobs") == life
     assert streams.opened == {"/jobs"}

@@ -17,6 +17,7 @@ from typing import Any
 import trainer_jobs
 
 from posttrain_trainer import checkpoint_files as files_module
+from posttrain_trainer.checkpoint import Checkpoints
 from posttrain_trainer.checkpoint_copy import Copy
 from posttrain_trainer.checkpoint_write import Writer
 from posttrain_trainer.recorder import Recorder
@@ -84,8 +85,8 @@ def nearly_full_node(parts: float) -> None:
 
 
 def full_in_copy(step: int) -> None:
-    """The storage takes nothing more of rank 1's copy of `step`."""
-    copy = Copy._file
+    """The storage takes nothing more of rank 1's copy of `step`, nor anything else while this lies there."""
+    copy, replace_json = Copy._file, files_module.replace_json
 
     def copy_or_fail(self: Copy, source: Path, target: Path) -> Any:
         entry = copy(self, source, target)
@@ -93,7 +94,13 @@ def full_in_copy(step: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         return entry
 
+    def replace_or_fail(path: Path, document: Any) -> None:
+        if path.name == files_module.GOOD and (path.parent / f"step-{step:06d}.tmp-1").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        replace_json(path, document)
+
     Copy._file = copy_or_fail  # type: ignore[method-assign]
+    files_module.replace_json = replace_or_fail
 
 
 def reward_fails(step: int) -> None:
@@ -129,7 +136,8 @@ def _told(run_dir: Path, event: str) -> bool:
 
 
 def events_of(run_dir: Path) -> list[str]:
-    """What has happened: `step N` (its line is written), `copied N` (of the rank that was held), `commit N`."""
+    """What has happened: `step N` (its line is written), `copied N` (of the rank that was held), `commit N`,
+    `good N` (others know of it)."""
     path = run_dir / "events"
     return path.read_text().splitlines() if path.exists() else []
 
@@ -139,7 +147,7 @@ def _run_dir() -> Path:
 
 
 def _keep_events(held: bool) -> None:
-    write, commit, run = Recorder.step, files_module.commit, Copy._run
+    write, commit, run, end_at = Recorder.step, files_module.commit, Copy._run, Checkpoints.end_at
 
     def note(what: str, here: bool) -> None:
         if here:
@@ -158,6 +166,11 @@ def _keep_events(held: bool) -> None:
         run(self)
         note(f"copied {int(self._target.name[5:11])}", held)
 
+    def end_and_note(self: Checkpoints, step: int) -> None:
+        end_at(self, step)
+        note(f"good {step}", True)
+
+    Checkpoints.end_at = end_and_note  # type: ignore[method-assign]
     Recorder.step = write_and_note  # type: ignore[method-assign]
     files_module.commit = commit_and_note
     Copy._run = run_and_note  # type: ignore[method-assign]

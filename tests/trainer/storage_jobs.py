@@ -129,6 +129,7 @@ def small_node(folder: str, pages: int, result: str) -> None:
         (staging / "filler").write_bytes(bytes(pages * PAGE // 2))
         told |= {"full": _staged(store, 4), **found(root), "left": sorted(path.name for path in staging.iterdir())}
         told |= {"can": store.can_stage(), "third": save(store, 6), "now": found(root)["whole"]}
+        (staging / "rank-00000").mkdir()  # what a save has left when the disk turned read-only
         _mount(staging, f"size={pages * PAGE}", _MS_REMOUNT | _MS_RDONLY)
         told["fixed"] = _staged(store, 8)
     Path(result).write_text(json.dumps(told))

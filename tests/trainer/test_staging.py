@@ -14,7 +14,7 @@ import resume_jobs
 import staging_jobs
 from online_kit import online_job
 from staging_jobs import WAITED
-from storage_jobs import checkpoints, content, found, save
+from storage_jobs import Weights, checkpoints, content, found, save
 from trainer_kit import exported, make_config, make_model, prepare, rows, start_ranks, steady_lines, succeed
 
 from posttrain_api.reasons import Reason
@@ -155,12 +155,15 @@ def test_told_to_end_in_the_step_after_nothing_is_saved_twice(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("action", "code", "kept"), [("Fail", 41, [3]), ("Suspend", 163, [5, 3])])
 def test_a_guard_keeps_what_is_on_its_way(tmp_path: Path, action: str, code: int, kept: list[int]) -> None:
-    """It is the newest from before the first broken step."""
+    """It is the newest from before the first broken step. What others may start from is written before the landing:
+    whoever does not live to its end has said it."""
     rules = {"guards": {"rules": [{**RATE, "action": action}]}}
     config = _job(tmp_path, checkpoint__every_steps=3, checkpoint__keep_last=1, **RISING, **rules)
-    codes, _ = _run(config, 1, 3, WAITED)
+    codes, events = _run(config, 0, 3, WAITED)
     assert codes == [code, code]
     assert _steps(config) == kept
+    if action == "Fail":
+        assert events[-3:] == ["good 3", "copied 3", "commit 3"]
     assert good_step(tmp_path / "checkpoints") == (3 if action == "Fail" else None)
     message = json.loads((tmp_path / "work" / "ends" / "rank-1.json").read_text())["message"]
     assert f"checkpoints/step-00000{kept[0]}" in message
@@ -195,7 +198,7 @@ def test_every_checkpoint_of_rl_is_staged_with_its_critic(tmp_path: Path) -> Non
 )
 def test_a_guard_is_told_also_where_the_landing_fails(tmp_path: Path, every: int, good: int, said: str) -> None:
     """The storage is full for what is on its way, which is one from after the trouble began, or the good one itself.
-    Others start from none after that step either way."""
+    Others start from none after that step either way, as soon as there is room to say it."""
     config = _job(tmp_path, zero=0, checkpoint__every_steps=every, **RISING, guards={"rules": [RATE]})
     step = 4 if every == 2 else 3
     codes, events = _run(config, 1, step, WAITED, "full_in_copy", step)
@@ -253,7 +256,7 @@ def test_a_storage_that_says_nothing_any_more_has_no_copy(tmp_path: Path) -> Non
     (tmp_path / "file").write_bytes(b"four")
     target = tmp_path / ("x" * 300)  # longer than a name may be
     with pytest.raises(OSError, match="File name too long"):
-        target.is_dir()
+        target.stat()
     with pytest.raises(OSError, match="File name too long"):
         Copy(tmp_path, target, {"file": 4}).wait()
 
@@ -336,6 +339,16 @@ def test_what_is_on_its_way_is_not_yet_good(tmp_path: Path) -> None:
     assert [store.without_landing(step) for step in (None, 2, 4)] == [None, 2, 2]
     store.land()
     assert store.without_landing(4) == 4
+
+
+def test_a_guards_word_goes_with_the_attempt_that_did_not_end_by_it(tmp_path: Path) -> None:
+    """It was killed as it landed what was on its way; the next one may never break the rule."""
+    store = checkpoints(tmp_path)
+    assert save(store, 2) is None
+    store.end_at(2)
+    assert good_step(tmp_path / "checkpoints") == 2
+    assert checkpoints(tmp_path, attempt=2).resume(Weights()).step == 2
+    assert good_step(tmp_path / "checkpoints") is None
 
 
 def test_nothing_is_committed_once_a_newer_attempt_has_taken_over(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from posttrain_api.reasons import Reason
@@ -67,10 +66,7 @@ class Copy:
                     (self._target / folder).mkdir(exist_ok=True)
                 self._entries[name] = self._file(self._source / name, self._target / name)
         except Exception as error:  # noqa: BLE001  `wait` raises it, where somebody can act on it
-            self._error = error
-            with suppress(OSError):  # a storage that does not even say whether the folder is there is the cause itself
-                if not self._target.is_dir():
-                    self._error = _removed(self._target)
+            self._error = _removed(self._target) if _is_gone(self._target) else error
         self._ended = time.monotonic()
 
     def _file(self, source: Path, target: Path) -> FileEntry:
@@ -86,6 +82,15 @@ class Copy:
                     unsynced = 0
             os.fsync(writer.fileno())
         return FileEntry(size=size, sha256="sha256:" + digest.hexdigest())
+
+
+def _is_gone(target: Path) -> bool:
+    """A storage that does not even say whether it is there is the cause itself."""
+    try:
+        target.stat()
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    return False
 
 
 def _removed(target: Path) -> TrainerFailure:

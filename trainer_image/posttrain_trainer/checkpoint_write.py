@@ -133,10 +133,11 @@ class Writer:
 
     def stage(self, content: Content) -> Staged:
         """To this rank's folder on its node, from where it is copied while the caller goes on.
-        TrainerFailure(StorageFull) where the node has no room."""
+        TrainerFailure(StorageFull, StorageReadOnly) where the node takes nothing."""
         began, temporary, local = time.monotonic(), self.temporary(content.state.step), self._local
         with _node_failures(local), growing(local):
-            self.clear()
+            if local.exists():  # not `clear`: what cannot be removed is known here, and told
+                shutil.rmtree(local)
             local.mkdir(parents=True)
             self._fill(local, content)
             sizes = {name: (local / name).stat().st_size for name in files.files_below(local)}
