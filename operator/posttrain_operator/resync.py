@@ -28,10 +28,13 @@ from posttrain_operator.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 _CACHED = {JOB: "jobs", POD: "pods"} | {kind: kind.kind for kind in CHILDREN}
 _POLL = 0.05
+_DEAD, _OPEN, _REOPENED = 6, 3, 1
+"""Behind twice running with an open stream, a watch is dead. One that the API server keeps ending is behind as it
+should, but six times running no more."""
 
 
 class Diverged(Exception):
-    """The watches have stayed behind the cluster twice running: they are dead. The process ends and starts anew."""
+    """A watch has stayed behind the cluster for so long that it is dead. The process ends and starts anew."""
 
 
 class Lost(NamedTuple):
@@ -130,9 +133,9 @@ def _older(cached: str, listed: str) -> bool:
 
 
 async def compare_forever(lists: Lists, cache: Cache, queue: WorkQueue[Key], timing: Timing, told: Told) -> None:
-    """Drops what is gone; Diverged where the cache stays behind in a kind twice running. An API server that does not
-    answer is no verdict, and a stream that it has ended is none of that kind."""
-    bad: Counter[Kind] = Counter()
+    """Drops what is gone; Diverged where the cache stays behind in a kind. An API server that does not answer is no
+    verdict."""
+    doubt: Counter[Kind] = Counter()
     while True:
         await asyncio.sleep(timing.divergence)
         try:
@@ -142,9 +145,10 @@ async def compare_forever(lists: Lists, cache: Cache, queue: WorkQueue[Key], tim
             continue
         _drop(found.lost, cache, queue)
         _tell(found, told)
-        for kind in found.behind.keys() - found.reopened:
-            bad[kind] = bad[kind] + 1 if found.behind[kind] else 0
-        if dead := [f"{found.behind[kind]} of {kind.kind}" for kind, times in bad.items() if times >= 2]:
+        for kind, behind in found.behind.items():
+            more = _REOPENED if kind in found.reopened else _OPEN
+            doubt[kind] = doubt[kind] + more if behind else 0
+        if dead := [f"{found.behind[kind]} of {kind.kind}" for kind, points in doubt.items() if points >= _DEAD]:
             raise Diverged(f"objects are newer in the cluster than in the cache: {', '.join(dead)}")
 
 

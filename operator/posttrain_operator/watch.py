@@ -95,10 +95,8 @@ class Streams:
     async def _starts(
         self, _: aiohttp.ClientSession, __: SimpleNamespace, params: aiohttp.TraceRequestStartParams
     ) -> None:
-        if not is_watch(params.url):
-            return
-        self.lives.pop(params.url.path, None)
-        if (delay := self._pace.delay(params.url.path)) > 0:
+        self.lives.pop(params.url.path, None)  # also at a list: who lists has no stream
+        if is_watch(params.url) and (delay := self._pace.delay(params.url.path)) > 0:
             log.warning("the watch of %s ended early, it is opened again in %.1f s", params.url.path, delay)
             await asyncio.sleep(delay)
 

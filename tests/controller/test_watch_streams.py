@@ -125,7 +125,7 @@ async def test_the_streams_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
         aiohttp.ClientSession(trace_configs=[streams.trace()], response_class=WatchResponse) as session,
     ):
         monkeypatch.setattr("posttrain_operator.watch.asyncio.sleep", sleep)
-        for query, waited, life in (("", 0, None), ("?watch=true", 0, 1), ("", 0, 1), ("?watch=true", 1, 2)):
+        for query, waited, life in (("", 0, None), ("?watch=true", 0, 1), ("", 0, None), ("?watch=true", 1, 2)):
             async with session.get(url + query) as response:
                 await response.read()
             assert len([seconds for seconds in slept if seconds > 0]) == waited

@@ -216,7 +216,6 @@ class Checkpoints:
             self.fence.check()
             self._place.root.mkdir(parents=True, exist_ok=True)
             files.bring_back(self._place.root)
-            (self._place.root / files.GOOD).unlink(missing_ok=True)  # of an attempt that was killed as a guard ended it
         self._runtime.control.barrier()
 
     def _check(self, chosen: Committed, own: bool) -> tuple[Facts, State]:

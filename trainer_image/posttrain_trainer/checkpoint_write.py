@@ -157,6 +157,7 @@ class Writer:
         self.owns = True
         if self._runtime.first:
             self._fence.check()
+            (self._place.root / files.GOOD).unlink(missing_ok=True)  # of an attempt before: this one has gone on
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self._runtime.control.barrier()
