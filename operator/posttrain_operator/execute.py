@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain_api import names
@@ -46,7 +46,7 @@ class Executor:
             return False
         for patch in actions.patch:
             await self._patch(job.key, patch)
-        await asyncio.gather(*(self._delete(job.key, deletion) for deletion in actions.delete))
+        await self._delete_all(job.key, actions.delete)
         if actions.status is not None:
             job = await self._write_status(job, actions.status)
         if actions.attempt_uids is not None:
@@ -155,6 +155,12 @@ class Executor:
     async def _patch(self, key: Key, patch: Patch) -> None:
         patched = await self._cluster.merge_patch(_KINDS[patch.kind], key.namespace, patch.name, patch.body)
         self._cache.put_child(child_record(patched))
+
+    async def _delete_all(self, key: Key, deletions: Sequence[Delete]) -> None:
+        """The child last: while it is there, a process that dies in between finds what is left to be deleted."""
+        for are_children in (False, True):
+            now = (each for each in deletions if each.kind.is_child is are_children)
+            await asyncio.gather(*(self._delete(key, deletion) for deletion in now))
 
     async def _delete(self, key: Key, deletion: Delete) -> None:
         uid = deletion.uid or await self._own(key, deletion)

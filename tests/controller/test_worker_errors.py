@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from model_cluster import PLAN, SPEC
 
-from posttrain_operator.actions import Actions
+from posttrain_operator.actions import Actions, Delete, Object
 from posttrain_operator.cache import Cache
 from posttrain_operator.cluster import Cluster
 from posttrain_operator.cluster.errors import (
@@ -83,8 +83,8 @@ class Rig:
         cluster = Cluster(api)  # type: ignore[arg-type]
         settings = Settings(namespace="sys", plan=PLAN, timing=Timing())
         observer = Observer(cluster, self.cache, findings, settings, lambda: None)
-        executor = Executor(cluster, self.cache, findings, Recorder(cluster))
-        self.worker = Worker(self.queue, self.cache, observer, executor, self.counter)
+        self.executor = Executor(cluster, self.cache, findings, Recorder(cluster))
+        self.worker = Worker(self.queue, self.cache, observer, self.executor, self.counter)
         self.cache.put_job(job_record(self._manifest()))
         self.queue.add(KEY)
 
@@ -180,6 +180,19 @@ async def test_a_child_that_is_ours_already_is_taken() -> None:
     # It carries no spec hash of ours: the plan is another one, so it is deleted, which this API server does not do.
     assert [child.uid in ("old", "made") for child in rig.cache.children(KEY)] == [True]
     assert rig.api.writes("/pytorchjobs") >= 2
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_the_child_is_deleted_last(away: bool) -> None:
+    """It is what shows, after a death in between, that something is left to be deleted."""
+    problem = ServerError(500, "r", "message", 0.01)
+    api = Api(lambda method, path: problem if away and method == "DELETE" and "/configmaps" in path else None)
+    rig = Rig(api)
+    both = (Delete(Object.PYTORCHJOB, "job", "c"), Delete(Object.CONFIG_MAP, "job-config", "m"))
+    with pytest.raises(ServerError) if away else contextlib.nullcontext():
+        await rig.executor.execute(rig.cache.jobs[KEY], Actions(delete=both))
+    deleted = [path.split("/")[-2] for method, path in api.requests if method == "DELETE"]
+    assert deleted == (["configmaps"] if away else ["configmaps", "pytorchjobs"])
 
 
 async def test_an_unexpected_error_ends_nothing() -> None:
