@@ -30,6 +30,7 @@ _KINDS: Mapping[Object, Kind] = {
     Object(kind.kind): kind for kind in (*CHILDREN, TRAINING_RUNTIME, POD, CONFIG_MAP, CLAIM)
 }
 _OBJECT_MANAGER = "posttrain-operator"
+_REFUSED = (Forbidden, Invalid, WebhookFailed)
 _UNSEEN = (0.05, 0.1, 0.25, 0.5)
 """Seconds between two tries to make a child whose controller does not know yet what it needs."""
 
@@ -90,7 +91,7 @@ class Executor:
             made = await self._post(job.key.namespace, create)
         except AlreadyExists:
             return await self._note_taken(job, create)
-        except (Forbidden, Invalid, WebhookFailed) as error:
+        except _REFUSED as error:
             self._findings.refusal.put(job.key, Refusal(error.status, error.message, create.kind))
             return False
         self._note_made(job.key, create, made)
@@ -157,10 +158,16 @@ class Executor:
         self._cache.put_child(child_record(patched))
 
     async def _delete_all(self, key: Key, deletions: Sequence[Delete]) -> None:
-        """The child last: while it is there, a process that dies in between finds what is left to be deleted."""
-        for are_children in (False, True):
-            now = (each for each in deletions if each.kind.is_child is are_children)
-            await asyncio.gather(*(self._delete(key, deletion) for deletion in now))
+        """The child last: while it is there, a process that dies in between finds what is left to be deleted. What is
+        refused is raised behind it: a policy that keeps a ConfigMap must not keep pods running."""
+        first = (self._delete(key, each) for each in deletions if not each.kind.is_child)
+        problems = [each for each in await asyncio.gather(*first, return_exceptions=True) if each is not None]
+        for problem in problems:
+            if not isinstance(problem, _REFUSED):
+                raise problem
+        await asyncio.gather(*(self._delete(key, each) for each in deletions if each.kind.is_child))
+        for problem in problems:
+            raise problem
 
     async def _delete(self, key: Key, deletion: Delete) -> None:
         uid = deletion.uid or await self._own(key, deletion)

@@ -182,17 +182,24 @@ async def test_a_child_that_is_ours_already_is_taken() -> None:
     assert rig.api.writes("/pytorchjobs") >= 2
 
 
-@pytest.mark.parametrize("away", [False, True])
-async def test_the_child_is_deleted_last(away: bool) -> None:
-    """It is what shows, after a death in between, that something is left to be deleted."""
-    problem = ServerError(500, "r", "message", 0.01)
-    api = Api(lambda method, path: problem if away and method == "DELETE" and "/configmaps" in path else None)
+@pytest.mark.parametrize(
+    ("problem", "then"),
+    [
+        (None, ["pytorchjobs"]),
+        (ServerError(500, "r", "message", 0.01), []),
+        (Forbidden(403, "Forbidden", "a policy"), ["pytorchjobs"]),
+    ],
+)
+async def test_the_child_is_deleted_last(problem: ApiError | None, then: list[str]) -> None:
+    """It is what shows, after a death in between, that something is left to be deleted; but what is refused for good
+    does not keep its pods."""
+    api = Api(lambda method, path: problem if method == "DELETE" and "/configmaps" in path else None)
     rig = Rig(api)
     both = (Delete(Object.PYTORCHJOB, "job", "c"), Delete(Object.CONFIG_MAP, "job-config", "m"))
-    with pytest.raises(ServerError) if away else contextlib.nullcontext():
+    with pytest.raises(type(problem)) if problem else contextlib.nullcontext():
         await rig.executor.execute(rig.cache.jobs[KEY], Actions(delete=both))
     deleted = [path.split("/")[-2] for method, path in api.requests if method == "DELETE"]
-    assert deleted == (["configmaps"] if away else ["configmaps", "pytorchjobs"])
+    assert deleted == ["configmaps", *then]
 
 
 async def test_an_unexpected_error_ends_nothing() -> None:
