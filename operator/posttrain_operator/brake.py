@@ -39,12 +39,13 @@ class Brake:
 
     def pull(self, retry_after: float | None) -> float:
         """Everybody waits what the server asked for or a little more; without a wish 0.75 to 1.25 times the back-off.
+        Retry-After: 0 is no wish.
 
         Requests that fail together count once. Returns the seconds.
         """
         if self.rest == 0:
             self._failures += 1
-        if retry_after is not None:
+        if retry_after:
             delay = min(retry_after, _MOST * self._limit) * (1 + self._chance() / 4)
         else:
             delay = min(self._limit, self._first * 2.0 ** min(self._failures - 1, 30)) * (0.75 + self._chance() / 2)

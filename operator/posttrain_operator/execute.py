@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from posttrain_api import names
@@ -112,7 +113,7 @@ class Executor:
         """The CA bundle. Where it is refused the pods report to nobody, which disturbs no training."""
         try:
             await self._upsert(job, create)
-        except (Forbidden, Invalid, WebhookFailed, AlreadyExists) as error:
+        except (*_REFUSED, AlreadyExists) as error:
             log.warning("%s/%s: the CA bundle was refused, its pods cannot report: %s", *job.key, error)
         else:
             self._findings.published[job.key] = Published(job.uid, create.body["data"][CA_FILE])
@@ -146,11 +147,13 @@ class Executor:
             self._findings.config.put(job.key, found)
             wanted = create.body["metadata"]["annotations"][names.ANNOTATION_SPEC_HASH]
             return found.owner_uid == job.uid and found.spec_hash == wanted
-        if found.owner_uid == job.uid:
+        hidden = create.kind.is_child and self._cache.was_deleted(found.uid)
+        if found.owner_uid == job.uid and not hidden:
             if create.kind.is_child:
                 self._cache.put_child(child_record(taken))
             return True
-        self._findings.obstacle.put(job.key, found)
+        # One that the watch has lost from sight without an end (its labels were changed) is nobody's that we know.
+        self._findings.obstacle.put(job.key, replace(found, owner_uid=None) if hidden else found)
         return False
 
     async def _patch(self, key: Key, patch: Patch) -> None:

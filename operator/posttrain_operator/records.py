@@ -91,6 +91,8 @@ class End:
     """The container's (OOMKilled, Error, …)."""
     message: str = ""
     finished_at: str | None = None
+    initial: bool = False
+    """Whether an init container failed: ours never began."""
 
 
 @dataclass(frozen=True, slots=True)

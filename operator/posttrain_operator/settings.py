@@ -47,6 +47,8 @@ class Timing:
     """What the pods of a job that stands still have to send their stacks, before they are restarted."""
     lost_node: float = 60
     """A node that has not been ready for so long is lost: the job's pods on it are deleted by force."""
+    named: float = 60
+    """A first pod that has been ready for so long is found by its name, whatever a resolver still remembers."""
     half_placed: float = 300
     """Some pods have a node and another finds none for so long: all places are given back."""
     placement: float = 30

@@ -172,7 +172,7 @@ def _end(status: Object) -> End | None:
         terminated = (container.get("state") or {}).get("terminated")
         if container.get("name") == names.CONTAINER and terminated:
             return _terminated(terminated)
-    return End(message=_init_failure(status)) if status.get("phase") == "Failed" else None
+    return _before_ours(status) if status.get("phase") == "Failed" else None
 
 
 def _terminated(raw: Object) -> End:
@@ -185,9 +185,11 @@ def _terminated(raw: Object) -> End:
     )
 
 
-def _init_failure(status: Object) -> str:
+def _before_ours(status: Object) -> End:
+    """Of a pod that failed without a word of the trainer's container."""
     for container in status.get("initContainerStatuses") or ():
         terminated = (container.get("state") or {}).get("terminated") or {}
         if terminated.get("exitCode"):
-            return f"init container {container.get('name')} ended with exit code {terminated['exitCode']}"
-    return ""
+            message = f"init container {container.get('name')} ended with exit code {terminated['exitCode']}"
+            return End(message=message, finished_at=terminated.get("finishedAt"), initial=True)
+    return End()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from operator_kit import NODE, Cluster, Operator, World, node_ready, operator, utc_now, wait_for
+from operator_kit import NODE, Cluster, Operator, World, node_ready, operator, uid_of, utc_now, wait_for
 
 from tests.cluster.test_operator_chain import sft
 from tests.cluster.test_operator_flow import started
@@ -26,8 +26,8 @@ def condition(kind: str, status: str, **more: str) -> dict[str, Any]:
     return {"type": kind, "status": status, "lastTransitionTime": utc_now(), **more}
 
 
-def patch(world: World, kind: str, name: str, *conditions: dict[str, Any]) -> None:
-    body = json.dumps({"status": {"conditions": list(conditions)}})
+def patch(world: World, kind: str, name: str, *conditions: dict[str, Any], **status: Any) -> None:
+    body = json.dumps({"status": {"conditions": list(conditions), **status}})
     world.kubectl("patch", kind, name, "--subresource=status", "--type=merge", "-p", body)
 
 
@@ -72,6 +72,36 @@ def test_a_half_placed_job_gives_its_place_back_and_comes_again(running: Operato
     for pod in world.pods("job"):
         world.run_pod(pod)
     assert world.until("job", state="Running")["attempts"] == 2
+
+
+def test_a_worker_that_waits_in_vain_for_the_first_pod_is_no_loss(running: Operator, world: World, node: str) -> None:
+    """The init container of the training-operator gives up after 200 s, while the master still pulls its image."""
+    world.job("job")
+    master, worker = world.pods("job")
+    for _ in range(2):
+        wait_for(lambda: recorded(world) == uids(world, master, worker), "both pods to be recorded")
+        gave_up = {"exitCode": 1, "reason": "Error", "finishedAt": utc_now(), "startedAt": utc_now()}
+        init = {"name": "init-pytorch", "image": "alpine", "imageID": "", "restartCount": 0, "ready": False}
+        placed = condition("PodScheduled", "True")
+        init["state"] = {"terminated": gave_up}
+        patch(world, "pod", worker, placed, phase="Failed", initContainerStatuses=[init])
+        world.vanish(worker)
+        wait_for(lambda: world.get("pod", worker) is None, "the worker to go")
+        world.pod("job", "worker", 0)
+    wait_for(lambda: recorded(world) == uids(world, master, worker), "both pods to be recorded")
+    for pod in (master, worker):
+        world.run_pod(pod)
+    status = world.until("job", state="Running")
+    assert status["attempts"] == 1
+    assert "restarts" not in status
+
+
+def recorded(world: World) -> set[str]:
+    return set((world.status("job").get("attempt") or {}).get("podUIDs") or ())
+
+
+def uids(world: World, *pods: str) -> set[str]:
+    return {uid_of(world.get("pod", pod)) for pod in pods}
 
 
 def test_a_job_that_is_made_again_remembers_its_parent(running: Operator, world: World, node: str) -> None:

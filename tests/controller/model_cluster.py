@@ -244,9 +244,9 @@ class Cluster:
         metadata = {"name": name, "namespace": "ns", "labels": labels, **identity}
         metadata["creationTimestamp"] = clock.render(self.now)
         self.pods[identity["uid"]] = {"metadata": metadata, "spec": {}, "status": {"phase": "Pending"}}
-        self._place(self.pods[identity["uid"]])
+        self.place(self.pods[identity["uid"]])
 
-    def _place(self, pod: Json) -> None:
+    def place(self, pod: Json) -> None:
         """Each pod on a node of its own, as long as there is room; nothing is placed on a node that is not ready."""
         node = f"node-{pod['metadata']['name']}"
         taken = sum("nodeName" in other["spec"] for other in self.pods.values())
@@ -262,7 +262,7 @@ class Cluster:
         """Looks once more at the pods that found no node."""
         for pod in self.pods.values():
             if "nodeName" not in pod["spec"]:
-                self._place(pod)
+                self.place(pod)
 
     def lose_node(self, uid: str) -> None:
         """The node of a pod stops answering; the node controller takes the Ready of its pods away."""
@@ -330,6 +330,20 @@ class Cluster:
                 if pod["status"]["phase"] in ("Running", "Pending"):
                     self.end(uid, 143)
                 self.vanish(uid)
+
+    def give_up(self, uid: str) -> None:
+        """The worker's init container has looked for the master's name for long enough: the training-operator makes
+        another one."""
+        its = {"name": "init-pytorch", "state": {"terminated": {"exitCode": 1, "finishedAt": clock.render(self.now)}}}
+        self._set_pod(uid, {"phase": "Failed", "initContainerStatuses": [its]})
+        self.vanish(uid)
+
+    def waits_for_the_first(self, uid: str) -> bool:
+        """Whether the pod's init container runs and finds no name: that appears when the master is ready."""
+        pod = self.pods[uid]
+        begins = pod["status"]["phase"] == "Pending" and "nodeName" in pod["spec"] and self.answers(uid)
+        masters = (p["status"] for p in self.pods.values() if "-master-" in p["metadata"]["name"])
+        return begins and "-worker-" in pod["metadata"]["name"] and not any("Running" in m["phase"] for m in masters)
 
     def vanish(self, uid: str) -> None:
         pod = self.pods.pop(uid, None)

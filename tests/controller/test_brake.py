@@ -51,6 +51,14 @@ def test_a_wish_for_a_day_is_a_mistake() -> None:
     assert brake_on(Time(), 0.0).pull(86400.0) == 300
 
 
+def test_a_server_that_wants_no_rest_is_rested_from_all_the_same() -> None:
+    time = Time()
+    brake = brake_on(time)
+    rests = [brake.pull(0.0)]
+    time.now += brake.rest
+    assert [*rests, brake.pull(0.0)] == [0.5, 1]
+
+
 def test_requests_that_fail_together_count_once() -> None:
     time = Time()
     brake = brake_on(time)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from model_cluster import Cluster, running_cluster
 from reconcile_kit import OUTPUT, everybody, ready_cluster
+from trainjob_model import TrainJobCluster
 
 from posttrain_api.reasons import Reason
 from posttrain_operator.facts import Missing, Note
@@ -48,6 +49,23 @@ def test_an_edit_before_the_start_is_taken() -> None:
     cluster.settle()
     assert cluster.child["metadata"]["uid"] != before
     assert "0.1" in cluster.maps["job-config"]["data"]["config.json"]
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", [Cluster, TrainJobCluster])
+def test_an_edit_that_is_taken_back_leaves_no_child_without_what_it_needs(kind: type[Cluster], writes: int) -> None:
+    """The process dies behind each write of making the child anew."""
+    cluster = kind()
+    cluster.step()
+    cluster.edit(training={"learningRate": 0.1})
+    cluster.step(prefix=writes)
+    cluster.edit(training={})
+    cluster.settle()
+    assert cluster.child is not None
+    its, config = (each["metadata"]["annotations"] for each in (cluster.child, cluster.maps["job-config"]))
+    assert its == config
+    runtime = cluster.child["spec"].get("runtimeRef")
+    assert runtime is None or runtime["name"] in cluster.maps
 
 
 def test_a_configuration_of_another_spec_is_made_anew() -> None:

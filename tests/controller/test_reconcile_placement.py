@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from model_cluster import Cluster, running_cluster
+from model_cluster import START, Cluster, running_cluster
 from reconcile_kit import everybody, said
 
 from posttrain_api.reasons import Reason
 from posttrain_operator import clock
+from posttrain_operator.facts import Note
 from posttrain_operator.reconcile import pauses
 
 
@@ -129,6 +130,105 @@ def test_an_operator_that_dies_in_between_goes_on_where_it_was() -> None:
     cluster.settle()
     assert cluster.status["restarts"] == before
     assert before["byCause"] == {"Unschedulable": 1}
+
+
+def lost_in_waiting(cluster: Cluster, seconds: float) -> None:
+    """So long nobody but the workers does anything: they look for the master's name, give up after 200 s and are made
+    again."""
+    for _ in range(int(seconds / 100)):
+        cluster.pass_time(100)
+        if int((cluster.now - START).total_seconds()) % 200 == 0:
+            for uid in list(filter(cluster.waits_for_the_first, cluster.pods)):
+                cluster.give_up(uid)
+        cluster.settle()
+        cluster.training_operator()
+        cluster.settle()
+
+
+def late_master(room: int) -> Cluster:
+    """Two pods; the worker has a node and waits for the master, which has none, or pulls its image."""
+    cluster = Cluster()
+    cluster.bundle = "PEM"
+    cluster.room = 0
+    cluster.settle()
+    cluster.training_operator()
+    cluster.room = room
+    for role in ("worker", "master"):
+        cluster.place(cluster.pods[cluster.uid(role)])
+    cluster.settle()
+    return cluster
+
+
+def test_a_worker_that_waits_for_a_master_without_a_node_is_no_loss() -> None:
+    """It gives up before the places are given back; what follows is as if it had not."""
+    cluster = late_master(room=1)
+    lost_in_waiting(cluster, 200)
+    assert "restarts" not in cluster.status
+    assert (cluster.status["reason"], suspended(cluster)) == ("Unschedulable", False)
+    assert cluster.status["attempt"]["podUIDs"] == sorted(cluster.pods)
+    lost_in_waiting(cluster, 200)
+    assert suspended(cluster)
+    assert cluster.status["restarts"]["byCause"] == {"Unschedulable": 1}
+    assert cluster.status["restarts"]["total"] == 0
+    cluster.room = 2
+    cluster.kubelet()
+    cluster.settle()
+    cluster.pass_time(pause_of(cluster))
+    everybody(cluster)
+    cluster.report(phase="Training")
+    cluster.settle()
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 2)
+
+
+def test_a_master_may_pull_its_image_for_an_hour() -> None:
+    cluster = late_master(room=2)
+    master = cluster.uid("master")
+    lost_in_waiting(cluster, 3600)
+    assert "restarts" not in cluster.status
+    assert master in cluster.pods
+    cluster.run_all()
+    cluster.report(phase="Training")
+    cluster.settle()
+    assert (cluster.status["state"], cluster.status["attempts"]) == ("Running", 1)
+    assert cluster.status["attempt"]["podUIDs"] == sorted(cluster.pods)
+
+
+def test_a_worker_that_finds_a_master_that_has_long_been_there_not_is_a_failure() -> None:
+    """Names do not work on its node: nobody would ever see it if that were forgiven."""
+    cluster = late_master(room=2)
+    cluster.run(cluster.uid("master"))
+    cluster.pass_time(cluster.timing.named - 1)
+    for seconds, restarts in ((0, {}), (1, {"PeerLost": 1})):
+        cluster.pass_time(seconds)
+        cluster.give_up(cluster.uid("worker"))
+        cluster.settle()
+        cluster.training_operator()
+        cluster.pass_time(cluster.timing.settle)
+        cluster.settle()
+        assert cluster.status.get("restarts", {}).get("byCause", {}) == restarts
+    assert "init-pytorch" in cluster.status["failure"]["message"]
+
+
+def test_a_job_whose_other_pods_are_over_the_quota_gives_its_place_back() -> None:
+    cluster = late_master(room=2)
+    worker = cluster.uid("worker")
+    cluster.run(cluster.uid("master"))
+    cluster.vanish(worker)
+    cluster.forget()
+    assert cluster.child is not None
+    message = 'pods "job-worker-0" is forbidden: exceeded quota: gpus'
+    cluster.notes = (Note(cluster.child["metadata"]["uid"], "FailedCreatePod", message, clock.render(cluster.now)),)
+    cluster.settle()
+    assert cluster.status["reason"] == "QuotaExceeded"
+    cluster.pass_time(cluster.timing.half_placed - 1)
+    cluster.settle()
+    assert not suspended(cluster)
+    cluster.pass_time(1)
+    decision = cluster.step()
+    assert f"1 of 2 pods cannot be made ({message})" in decision.events[0].message
+    cluster.settle()
+    assert suspended(cluster)
+    assert cluster.status["restarts"]["byCause"] == {"Unschedulable": 1}
 
 
 @pytest.mark.parametrize("room", [0, 2])

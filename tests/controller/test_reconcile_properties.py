@@ -58,13 +58,18 @@ class Life(RuleBasedStateMachine):
         closed = int(status.get("attempts", 0)) > int((status.get("attempt") or {}).get("number", 0))
         return closed or status.get("reason") == Reason.GUARD_SUSPENDED
 
+    def _unrecorded(self) -> set[str]:
+        """Pods on their way out that are no attempt: nobody recorded their child while it was there."""
+        pods = {} if self.cluster.facts().has_started else self.cluster.pods
+        return {uid for uid, pod in pods.items() if "deletionTimestamp" in pod["metadata"]}
+
     @rule(prefix=st.none() | st.integers(0, 3), lives=st.booleans())
     def operator(self, prefix: int | None, lives: bool) -> None:
         """A pass that is cut short: the process dies there, or it lives and a request of its was refused."""
-        decided = self._decided()
+        decided, going = self._decided(), self._unrecorded()
         actions = self.cluster.step(prefix)
         doomed = [delete for delete in actions.delete if delete.kind is Object.POD]
-        kept = [delete for delete in doomed if delete.grace_seconds != 0 or not self.cluster.unready]
+        kept = [each for each in doomed if each.grace_seconds != 0 or not self.cluster.unready if each.uid not in going]
         assert decided or not kept, "pods are deleted only after the decision is in the status"
         assert len({delete.uid for delete in doomed}) == len(doomed), "a pod is deleted once in a pass"
         if prefix is not None and not lives:
@@ -98,6 +103,12 @@ class Life(RuleBasedStateMachine):
     def pod_ends(self, data: st.DataObject, how: str) -> None:
         uid = data.draw(st.sampled_from(sorted(self.cluster.pods)))
         self.cluster.end(uid, *ENDS[how])
+
+    @precondition(lambda self: any(map(self.cluster.waits_for_the_first, self.cluster.pods)))
+    @rule(data=st.data())
+    def a_worker_waits_in_vain(self, data: st.DataObject) -> None:
+        waiting = sorted(filter(self.cluster.waits_for_the_first, self.cluster.pods))
+        self.cluster.give_up(data.draw(st.sampled_from(waiting)))
 
     @precondition(lambda self: self.cluster.pods)
     @rule(data=st.data())

@@ -182,6 +182,29 @@ async def test_a_child_that_is_ours_already_is_taken() -> None:
     assert rig.api.writes("/pytorchjobs") >= 2
 
 
+async def test_a_child_that_the_watch_has_lost_from_sight_is_no_loop() -> None:
+    """Somebody took our label off it: to a watch that selects by it this is a deletion."""
+
+    class Hidden(Api):
+        async def request(self, method: str, path: str, *, body: Any = None, **rest: Any) -> Json:
+            its = "/pytorchjobs" in path
+            if its and method == "GET":
+                owner = {"uid": "u", "controller": True}
+                metadata = {"name": "job", "namespace": "ns", "uid": "c", "resourceVersion": "7"}
+                return {"kind": "PyTorchJob", "metadata": {**metadata, "ownerReferences": [owner]}, "spec": {}}
+            answer = await super().request(method, path, body=body, **rest)
+            if its and method == "POST":
+                raise AlreadyExists(409, "AlreadyExists", "it exists")
+            return answer
+
+    rig = Rig(Hidden())
+    rig.cache.drop_child(KEY, "c")
+    await rig.work()
+    assert rig.api.writes("/pytorchjobs") == 1
+    assert (rig.status["reason"], rig.status["state"]) == ("NameConflict", "Pending")
+    assert "PyTorchJob named job" in rig.status["message"]
+
+
 @pytest.mark.parametrize(
     ("problem", "then"),
     [

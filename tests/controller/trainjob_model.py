@@ -75,7 +75,7 @@ class TrainJobCluster(Cluster):
         metadata = {"name": identity["uid"], "namespace": "ns", "labels": labels, "ownerReferences": [owner]}
         metadata |= {**identity, "creationTimestamp": clock.render(self.now)}
         self.pods[identity["uid"]] = {"metadata": metadata, "spec": {}, "status": {"phase": "Pending"}}
-        self._place(self.pods[identity["uid"]])
+        self.place(self.pods[identity["uid"]])
 
     def _conclude(self, uid: str, code: int) -> None:
         if self.child is None or self.failing:

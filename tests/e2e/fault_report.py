@@ -11,12 +11,14 @@ INTRODUCTION = """# Faults
 
 What happens to a job of two pods when something dies in the middle. Made by `make test-faults`
 ([test_fault_matrix.py](../tests/e2e/test_fault_matrix.py)): a real API server, the real training-operator, the operator
-installed by its chart, real trainers, real signals. A checkpoint is written every 8 steps (SFT) or 3 (GRPO).
+installed by its chart, real trainers, real signals; NaN, the error in the data and the exits are done by a hook in the
+pod, and the node plays the kernel's part in an out-of-memory kill. A checkpoint is written every 8 steps (SFT) or 3
+(GRPO, where most faults fall right behind one).
 
-*Gone on*: weights and every line of `metrics.jsonl` are those of the undisturbed run, bit for bit. *Lost*: steps that
-were done again, from the fault back to the checkpoint that the next attempt began with. *Seconds*: from the fault to
-the job's end, what was left of its training included; on two cores shared with other jobs. *First*: who failed first,
-by `status.failure`.
+*Gone on*: the trained weights (an adapter's) and every line of `metrics.jsonl`, but for its times and memory, are those
+of the undisturbed run, bit for bit. *Lost*: steps that were done again, from the fault back to the checkpoint that the
+next attempt began with. *Seconds*: from the fault to the job's end, what was left of its training included; on two
+cores shared with other jobs. *First*: who failed first, by `status.failure`.
 """
 HEAD = (
     "| stage | fault | end | cause | first | restarts | lost steps | last checkpoint | seconds |\n" + 9 * "|---" + "|\n"

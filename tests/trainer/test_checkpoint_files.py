@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from storage_jobs import Weights, checkpoints, save
 
 from posttrain_trainer import checkpoint_files as files
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.fence import Fence, current_attempt
+from posttrain_trainer.runtime import Control
 
 
 def _write(root: Path, step: int, attempt: int = 1, text: str = "state") -> Path:
@@ -48,6 +51,45 @@ def test_a_record_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staged: bool
+) -> None:
+    """Its files and the folders that name them; then the name of the whole."""
+    synced, renamed, fsync, rename = list[str](), list[int](), os.fsync, Path.rename
+
+    def note(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path / "checkpoints"))
+
+    def name(path: Path, target: Path) -> Path:
+        renamed.append(len(synced))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", name)
+    assert save(checkpoints(tmp_path, staging=tmp_path / "node" if staged else None), 2) is None
+    [before] = renamed
+    folder = Path("step-000002.tmp-1")
+    parts = ("trainer.json", "rank-00000.pt", "ds/model.pt", "ds/optimizer.pt", "manifest.json", "ds", ".")
+    assert {str(folder / part) for part in parts} <= set(synced[:before])
+    assert synced[before] == "."
+
+
+def test_what_one_node_sees_late_is_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank sees it already: its share and ours are of the same list."""
+    below, gather, folder = files.files_below, Control.gather, tmp_path / "checkpoints" / "step-000002.tmp-1"
+
+    def others_too(control: Control, mine: Any) -> list[Any]:
+        return [mine, below(folder)] if mine == [] else gather(control, mine)
+
+    monkeypatch.setattr(files, "files_below", lambda _: [])
+    monkeypatch.setattr(Control, "gather", others_too)
+    assert save(checkpoints(tmp_path), 2) is None
+    [entry] = files.committed(tmp_path / "checkpoints")
+    assert sorted(entry.manifest.files) == ["ds/model.pt", "ds/optimizer.pt", "rank-00000.pt", "trainer.json"]
+
+
 def test_newest_first_and_only_the_committed(tmp_path: Path) -> None:
     for step in (2, 10, 4):
         _write(tmp_path, step)
@@ -64,6 +106,25 @@ def test_a_manifest_cut_by_a_crash_is_no_commit(tmp_path: Path) -> None:
     text = (folder / files.MANIFEST).read_text()
     (folder / files.MANIFEST).write_text(text[: len(text) // 2])
     assert _steps(tmp_path) == []
+
+
+def test_what_cannot_be_read_now_is_not_lost(tmp_path: Path) -> None:
+    """The storage does not give a manifest: an older checkpoint is better than none, and it is said why; without one
+    the storage's error is told, which may pass, and nobody is sent to restore files that are whole."""
+    store = checkpoints(tmp_path)
+    assert (save(store, 2), save(store, 4)) == (None, None)
+    for step in (4, 2):
+        manifest = tmp_path / "checkpoints" / f"step-{step:06d}" / files.MANIFEST
+        manifest.unlink()
+        manifest.mkdir()  # an error of reading that even root meets
+        again = checkpoints(tmp_path, attempt=2)
+        if step == 4:
+            assert again.resume(Weights()).step == 2
+            assert again.last is not None
+            assert again.last.refused == f"{manifest.parent}: its manifest.json cannot be read: Is a directory"
+        else:
+            with pytest.raises(IsADirectoryError):
+                again.resume(Weights())
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

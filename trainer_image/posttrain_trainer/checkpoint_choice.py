@@ -117,15 +117,25 @@ class Chooser:
         # Steps that were reported as saved are not done again in silence.
         step = committed_step(self._place.record) if self._place.resume else None
         if own:
-            folder = files.folder_of(self._place.root, step or 0)
             lost = step is not None and step > own[0].manifest.step
-            return _Listed(tuple(own), (f"{folder}: its {files.MANIFEST} is lost",) if lost else ())
+            return _Listed(tuple(own), (_loss(files.folder_of(self._place.root, step or 0)),) if lost else ())
         if step is not None:
+            for folder in files.folders(self._place.root):
+                files.read_committed(folder)  # what the storage cannot read now may be whole: that error is told
             return _Listed(
                 failure=f"{self._place.root}: step {step} was committed there, and no checkpoint is left that has its "
                 f"{files.MANIFEST}. Restore the folder; or, to begin anew, run the job under another name."
             )
         return _Listed() if self._place.start_from is None else _others(self._place.start_from)
+
+
+def _loss(folder: Path) -> str:
+    """Why a checkpoint that was committed is not among those that are there."""
+    try:
+        files.read_committed(folder)
+    except OSError as error:
+        return f"{folder}: its {files.MANIFEST} cannot be read: {error.strerror}"
+    return f"{folder}: its {files.MANIFEST} is lost"
 
 
 def _others(folder: Path) -> _Listed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterable
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 from posttrain_api.base import Model
 from posttrain_trainer.signs import mark
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 GOOD = "good.json"
 """Beside the folders of a training that a guard has ended: the step of the checkpoint from before."""
@@ -75,11 +77,24 @@ def temporary_of(root: Path, step: int, attempt: int) -> Path:
     return root / f"{_PREFIX}{step:06d}.tmp-{attempt}"
 
 
+def folders(root: Path) -> list[Path]:
+    """Every folder that has the name of a committed one, in no order."""
+    return [path for path in root.glob(_PREFIX + "*") if path.name.removeprefix(_PREFIX).isdigit()]
+
+
 def committed(root: Path) -> list[Committed]:
-    """Every committed folder, the newest step first. Folders without a manifest and temporary ones are left out."""
-    folders = [path for path in root.glob(_PREFIX + "*") if path.name.removeprefix(_PREFIX).isdigit()]
-    found = [entry for path in folders if (entry := read_committed(path)) is not None]
+    """Every committed folder, the newest step first. Folders without a manifest, temporary ones and those that the
+    storage cannot read now are left out."""
+    found = [entry for path in folders(root) if (entry := _readable(path)) is not None]
     return sorted(found, key=lambda entry: entry.manifest.step, reverse=True)
+
+
+def _readable(folder: Path) -> Committed | None:
+    try:
+        return read_committed(folder)
+    except OSError as error:  # an older checkpoint is better than none; who finds none reads again and is told
+        log.warning("%s: its %s cannot be read: %s", folder, MANIFEST, error.strerror)
+        return None
 
 
 def good_step(root: Path) -> int | None:
@@ -91,11 +106,11 @@ def good_step(root: Path) -> int | None:
 
 
 def read_committed(folder: Path) -> Committed | None:
-    """The folder with its manifest; None where there is none, one cut by a crash of a storage without atomic rename, or
-    one that the storage cannot read any more: an older checkpoint is better than none."""
+    """The folder with its manifest; None where there is none, or one cut by a crash of a storage without atomic rename.
+    OSError where the storage cannot read it: that says nothing about what it holds."""
     try:
         return Committed(folder, Manifest.model_validate_json((folder / MANIFEST).read_bytes()))
-    except (OSError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
 
 
@@ -137,9 +152,10 @@ def _differs(path: Path, expected: FileEntry) -> str | None:
 
 def commit(temporary: Path, final: Path, manifest: Manifest) -> None:
     """Manifest, fsync, rename. A folder of that name (damaged, or of an attempt that was not to be resumed) gives
-    way."""
+    way. The files are on the disk already, their names are not."""
     write_json(temporary / MANIFEST, manifest.to_wire())
-    sync(temporary)
+    for folder in (*(path for path in temporary.rglob("*") if path.is_dir()), temporary):
+        sync(folder)
     old = final.with_name(f"{final.name}{_OLD}{manifest.attempt}")
     if final.exists():
         final.rename(old)  # not removed yet: killed here, the next attempt still has it

@@ -127,7 +127,9 @@ class Writer:
             self._begin(temporary)
             self._fill(temporary, content)
             runtime.control.barrier()
-            mine = files.files_below(temporary)[runtime.rank :: runtime.ranks]
+            # All of what any rank sees: a network file system may show a file of another node late.
+            names = sorted(set().union(*runtime.control.gather(files.files_below(temporary))))
+            mine = names[runtime.rank :: runtime.ranks]
             listed, took = self._listed(files.entries(temporary, mine), time.monotonic() - began)
         return self._commit(listed, content.state, (utc_now(), took))
 

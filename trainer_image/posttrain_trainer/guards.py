@@ -34,9 +34,10 @@ class Streak:
 
 @dataclass(frozen=True)
 class GuardState:
-    """Streaks by rule; none: nothing was looked at yet. `good`: step of the newest checkpoint from before the first
-    broken step of a rule that ends or suspends the job, None where there is none. `warning`: of the rules `warned`; it
-    says how it began, and stays as it is while they are broken. `step`: the last one that was looked at."""
+    """Streaks by rule; none: nothing was looked at yet. `good`: step of the newest checkpoint whose next
+    step kept the rules that end or suspend the job (else the newest from before their first broken step), None where
+    there is none. `warning`: of the rules `warned`; it says how it began, and stays as it is while they are broken.
+    `step`: the last one that was looked at."""
 
     step: int = 0
     streaks: tuple[Streak, ...] = ()

@@ -205,19 +205,20 @@ class Loop:
         told = None if ends is None else (ends.failure.reason, ends.failure.message, ends.lost.message)
         reason, message, lost = self._runtime.control.gather(told)[0]
         good = None if ends is None else ends.good
-        told_others = good is None or self._end_at(good)  # at once: nobody knows how long the landing takes
+        told_others = self._end_at(good)  # at once: nobody knows how long the landing takes
         if reason is Reason.GUARD_SUSPENDED:
             self._save(random_state())
         elif not self._rescue():  # it may be the good one
             message = lost
-        if good is not None and not told_others:  # a copy that has failed gives its room back
+        if not told_others:  # a copy that has failed gives its room back
             self._end_at(good)
         raise TrainerFailure(reason, message)
 
-    def _end_at(self, good: int) -> bool:
+    def _end_at(self, good: int | None) -> bool:
         """False where the storage takes not even that: the guard's word stands all the same, and names the step."""
         try:
-            self._parts.checkpoints.end_at(good)
+            if good is not None:
+                self._parts.checkpoints.end_at(good)
         except OSError as error:
             log.error("from where other jobs should start could not be written: %s", error)
             return False

@@ -27,6 +27,9 @@ class Backend(Protocol):
     KIND: str
     INSTALL: str
     """What a cluster without the kind lacks."""
+    AWAITS_FIRST: bool
+    """Whether its controller makes the other pods wait for the first one in an init container, which gives up after a
+    while: then it makes that pod again."""
 
     def build(self, plan: Plan, status: StatusEndpoint | None) -> dict[str, Any]:
         """The child. `status` None: the pods report nowhere."""

@@ -19,6 +19,7 @@ from posttrain_operator.records import ChildRecord, Seat
 API_VERSION = "kubeflow.org/v1"
 KIND = "PyTorchJob"
 INSTALL = "the Kubeflow training-operator"
+AWAITS_FIRST = True
 _ROLE = "training.kubeflow.org/replica-type"
 _INDEX = "training.kubeflow.org/replica-index"
 

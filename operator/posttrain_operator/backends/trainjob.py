@@ -24,6 +24,7 @@ API_VERSION = "trainer.kubeflow.org/v1alpha1"
 KIND = "TrainJob"
 RUNTIME = "TrainingRuntime"
 INSTALL = "Kubeflow Trainer v2 and JobSet"
+AWAITS_FIRST = False
 FIRST, OTHERS = "m", "w"
 """Short, because a pod is called <job>-<this>-0-<index>-<5 letters> and JobSet takes no more than 63 characters."""
 NAME_LIMIT = 63

@@ -14,8 +14,9 @@ from datetime import datetime
 from typing import Any
 
 from posttrain_operator import clock
+from posttrain_operator.backends import backend
 from posttrain_operator.facts import JobFacts, Observation
-from posttrain_operator.records import PodRecord
+from posttrain_operator.records import End, PodRecord
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class AttemptView:
     @classmethod
     def of(cls, job: JobFacts, seen: Observation) -> AttemptView:
         attempt: Mapping[str, Any] = job.status.get("attempt") or {}
+        vain = _in_vain(seen)
         return cls(
             attempts=max(1, int(job.status.get("attempts", 0))),
             number=int(attempt.get("number", 0)),
             size=_size(job, seen),
-            recorded=frozenset(attempt.get("podUIDs") or ()),
-            pods=seen.pods,
+            recorded=frozenset(attempt.get("podUIDs") or ()) - vain,
+            pods=tuple(pod for pod in seen.pods if pod.uid not in vain),
         )
 
     @property
@@ -77,6 +79,24 @@ class AttemptView:
     def joined(self) -> tuple[str, ...]:
         """Sorted uids of the recorded and all other pods seen."""
         return tuple(sorted(self.recorded | {pod.uid for pod in self.pods}))
+
+
+def _in_vain(seen: Observation) -> frozenset[str]:
+    """uids of pods that have waited for the first one in vain: it finds no node, or pulls its image. They have lost
+    nobody and are made again until it is there, so the attempt goes on with their successors.
+
+    A pod that gives up though the first one was there is a failure like any other.
+    """
+    if not backend(seen.backend).AWAITS_FIRST:
+        return frozenset()
+    firsts = [pod for pod in seen.pods if pod.role == "Master" and pod.ready and not pod.ended]
+    waited = (pod for pod in seen.pods if pod.role != "Master" and pod.end and pod.end.initial)
+    return frozenset(pod.uid for pod in waited if not any(_was_there(first, pod.end, seen) for first in firsts))
+
+
+def _was_there(first: PodRecord, end: End | None, seen: Observation) -> bool:
+    ready, ended = clock.parse(first.ready_since), clock.parse(end.finished_at if end else None)
+    return ready is None or ended is None or (ended - ready).total_seconds() >= seen.timing.named
 
 
 def _size(job: JobFacts, seen: Observation) -> int:

@@ -149,27 +149,26 @@ def _backend(seen: Observation) -> dict[str, str]:
 
 
 def _outdated(job: JobFacts, seen: Observation) -> Verdict | None:
-    """The spec was edited between the child's creation and its record in the status: the child is made anew."""
+    """The spec was edited between the child's creation and its record in the status: the child is made anew. What was
+    made for it goes later or with the job: an edit that is taken back meanwhile must find it whole or not at all."""
     plan, child = seen.intent.plan, seen.child
     if plan is None or child is None or job.has_started:
         return None
     if (child.spec_hash, child.kind) == (plan.spec_hash, seen.backend):
         return None
-    config = Delete(Object.CONFIG_MAP, config_name(job.key.name))
-    return Verdict(
-        "Pending",
-        "Starting",
-        f"the spec was edited; the {child.kind} is made anew",
-        delete=(config, *_whole(child)),
-        silent=True,
-    )
+    message = f"the spec was edited; the {child.kind} is made anew"
+    return Verdict("Pending", "Starting", message, delete=(_itself(child),), silent=True)
 
 
 def _whole(child: ChildRecord) -> tuple[Delete, ...]:
     """The child with what was made for it."""
     left = backend(child.kind).left(child.key.name, child.spec_hash)
     support = (Delete(Object(kind), name) for kind, name in left)
-    return (*support, Delete(Object(child.kind), child.key.name, child.uid))
+    return (*support, _itself(child))
+
+
+def _itself(child: ChildRecord) -> Delete:
+    return Delete(Object(child.kind), child.key.name, child.uid)
 
 
 def _new_bundle(job: JobFacts, seen: Observation) -> tuple[Create, ...]:

@@ -34,7 +34,7 @@ def find(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> 
         _first(_waiting(job, pod, seen.backend) for pod in live)
         or _first(_mount(pod, seen) for pod in live)
         or _first(_unplaced(pod, seen, now) for pod in live)
-        or _unmade(job, seen, view)
+        or unmade(job, seen, view)
     )
 
 
@@ -93,7 +93,7 @@ def _unplaced(pod: PodRecord, seen: Observation, now: datetime) -> Missing | Non
     return Missing(Reason.UNSCHEDULABLE, f"pod {pod.name}: {pod.unschedulable}") if patient else None
 
 
-def _unmade(job: JobFacts, seen: Observation, view: AttemptView) -> Missing | None:
+def unmade(job: JobFacts, seen: Observation, view: AttemptView) -> Missing | None:
     """Pods are missing and the child's own Events say why; older ones than the last time all ran do not count."""
     if seen.child is None or len(view.live) >= view.size:
         return None
