@@ -17,6 +17,9 @@ from posttrain_trainer.tokenset import Example, TokenSetWriter
 TWENTIES = {"name": "twenties", "regex": {"pattern": "t2"}}
 """1 where the completion has one of the words t2, t20 … t29."""
 SHORT = {"name": "short", "weight": 0.5, "length": {"max_tokens": 4}}
+DYNAMIC = {"grpo__max_refills": 3}
+ADAPTIVE = {"ppo": {"epochs": 2, "adaptive_kl": {"target": 0.5, "horizon": 20}}}
+"""Each makes a step carry something to the next one: the place in the order of prompts, the KL coefficient."""
 
 
 def prompts(count: int, seed: int = 0, longest: int = 9) -> list[list[int]]:
@@ -80,3 +83,8 @@ def online_job(run_dir: Path, model: Path, algorithm: str = "GRPO", **changes: A
     config = online_config(run_dir, algorithm, **changes)
     prepare_online(config, model, evaluation)
     return config
+
+
+def samples(run_dir: Path) -> list[dict[str, Any]]:
+    """What completions.jsonl shows."""
+    return [json.loads(line) for line in (run_dir / "completions.jsonl").read_text().splitlines()]

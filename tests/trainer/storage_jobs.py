@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,18 +128,19 @@ def small_node(folder: str, pages: int, result: str) -> None:
         store = checkpoints(root, staging=staging)
         told["first"] = save(store, 2)
         (staging / "filler").write_bytes(bytes(pages * PAGE // 2))
-        told |= {"full": _staged(store, 4), **found(root), "left": sorted(path.name for path in staging.iterdir())}
+        told |= {"full": _refused(store.stage, 4), **found(root)}
+        told["left"] = sorted(path.name for path in staging.iterdir())
         told |= {"can": store.can_stage(), "third": save(store, 6), "now": found(root)["whole"]}
         (staging / "rank-00000").mkdir()  # what a save has left when the disk turned read-only
         _mount(staging, f"size={pages * PAGE}", _MS_REMOUNT | _MS_RDONLY)
-        told["fixed"] = _staged(store, 8)
+        told["fixed"] = _refused(store.stage, 8)
     Path(result).write_text(json.dumps(told))
 
 
-def _staged(store: Checkpoints, step: int) -> tuple[str, str] | None:
+def _refused(save: Callable[[Content], None], step: int) -> tuple[str, str] | None:
     """Reason and message of what does not go."""
     try:
-        store.stage(content(step))
+        save(content(step))
     except TrainerFailure as failure:
         return failure.reason, failure.message
     return None
@@ -155,24 +157,21 @@ def read_only(folder: str, result: str) -> None:
         store = checkpoints(root)
         told["first"] = save(store, 2)
         _mount(root, "size=1m", _MS_REMOUNT | _MS_RDONLY)
-        try:
-            store.save(content(4))
-        except TrainerFailure as failure:
-            told |= {"reason": failure.reason, "message": failure.message}
-        told |= found(root)
+        told |= {"refused": _refused(store.save, 4)} | found(root)
     Path(result).write_text(json.dumps(told))
 
 
-def room(folder: str, bytes_: int, result: str) -> None:
+def room(folder: str, staging: str | None, bytes_: int, result: str) -> None:
     """Six saves, with three of them kept, on a storage that has no room for a fourth; then one where the newest is
-    damaged."""
+    damaged. `staging`: the node's folder, elsewhere."""
     root = Path(folder)
     root.mkdir()
     problem = _mount_small(root, str(bytes_))
     told: dict[str, Any] = {"skipped": problem}
     if not problem:
         (root / "checkpoints").mkdir()
-        store = checkpoints(root, keep=3)
+        store = checkpoints(root, keep=3, staging=staging and Path(staging))
+        assert store.can_stage() == (staging is not None)
         told["reasons"] = [save(store, step) for step in range(1, 7)]
         told["healthy"] = found(root)
         (root / "checkpoints" / "step-000006" / "ds" / "model.pt").write_bytes(b"torn")

@@ -120,7 +120,7 @@ def test_a_wrong_reference_is_seen_in_the_first_step(tmp_path: Path) -> None:
 def test_stopped_while_the_cache_is_made(tmp_path: Path) -> None:
     """Nothing half is left, and the next attempt begins again."""
     config = _job(tmp_path, ranks=2, preference__cache_reference=True)
-    found = run_worker(config, ranks=2, job=("term_at_forward", 2, 1))
+    found = run_worker(config, ranks=2, job=("term_at", "forward", 2, 1))
     assert [end["reason"] for end in found] == ["Preempted", "Preempted"]
     assert not _caches(tmp_path)
     succeed(config, ranks=2, attempt=2)

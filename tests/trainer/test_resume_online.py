@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 import resume_jobs
-from online_kit import online_config, online_job
+from online_kit import ADAPTIVE, DYNAMIC, online_config, online_job, samples
 from trainer_kit import exported, make_model, start_ranks, steady_lines
 
 STEPS, EVERY = 4, 2
 WAIT = 600
 pytestmark = pytest.mark.timeout(2 * WAIT)  # on a busy machine; alone it is done in a minute
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["all-linear"]}
-DYNAMIC = {"grpo__max_refills": 3}
-ADAPTIVE = {"ppo": {"epochs": 2, "adaptive_kl": {"target": 0.5, "horizon": 20}}}
 SHARED = {"critic": {"learning_rate": 0.02, "shared": True, "warmup_steps": 1}, "tuning": "LoRA", "lora": LORA}
 # algorithm, what is set, ZeRO stage, ranks, where it is killed, in which step
 CELLS: dict[str, tuple[str, dict[str, Any], int, int, str, int]] = {
@@ -73,10 +71,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _samples(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("name", CELLS)
 def test_killed_and_resumed_is_bit_equal(runs: Path, name: str) -> None:
     whole, broken = runs / "whole" / name, runs / "broken" / name
@@ -89,7 +83,7 @@ def test_killed_and_resumed_is_bit_equal(runs: Path, name: str) -> None:
     assert weights[0] == weights[1]
     assert [line["step"] for line in lines[0]] == list(range(1, STEPS + 1))
     assert lines[0] == lines[1]
-    assert _samples(whole) == _samples(broken)
+    assert samples(whole) == samples(broken)
     log = (runs / f"broken-{CELLS[name][3]}" / "rank-0.log").read_text()
     assert f"resumed from {broken}/" in log
 

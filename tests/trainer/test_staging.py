@@ -354,6 +354,20 @@ def test_a_guards_word_goes_with_the_attempt_that_did_not_end_by_it(tmp_path: Pa
     assert good_step(tmp_path / "checkpoints") is None
 
 
+@pytest.mark.parametrize("act", ["end_at", "save"])
+def test_an_overtaken_attempt_leaves_the_guards_word(tmp_path: Path, act: str) -> None:
+    """It neither writes nor removes what the newer one has written."""
+    old, newer = checkpoints(tmp_path), checkpoints(tmp_path, attempt=2)
+    assert save(newer, 2) is None
+    newer.end_at(2)
+    (tmp_path / "attempt.json").write_text('{"attempt": 2}')
+    before = found(tmp_path)
+    with pytest.raises(TrainerFailure, match="attempt 2 has taken over"):
+        old.end_at(4) if act == "end_at" else old.save(content(4))
+    assert found(tmp_path) == before
+    assert good_step(tmp_path / "checkpoints") == 2
+
+
 def test_nothing_is_committed_once_a_newer_attempt_has_taken_over(tmp_path: Path) -> None:
     store = checkpoints(tmp_path, staging=tmp_path / "node")
     store.stage(content(4))

@@ -49,7 +49,7 @@ def test_stopped_and_resumed_is_bit_equal(
     tmp_path: Path, undisturbed: dict[tuple[int, int], Any], ranks: int, zero: int, forward: int, rank: int, saved: int
 ) -> None:
     config = _job(tmp_path, ranks, zero)
-    ends = run_worker(config, ranks, 1, ("term_at_forward", forward, rank))
+    ends = run_worker(config, ranks, 1, ("term_at", "forward", forward, rank))
     assert [(end["reason"], end["exitCode"], end["step"]) for end in ends] == [("Preempted", 143, saved)] * ranks
     assert [entry.manifest.step for entry in committed(tmp_path / "checkpoints")] == ([saved] if saved else [])
     succeed(config, ranks, 2)

@@ -31,11 +31,14 @@ def _told(tmp_path: Path, job: str, *arguments: Any) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize("staged", [False, True])
+@pytest.fixture(params=["straight", "staged"])
+def staging(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    """The node's folder, from which a save is copied; None where it goes straight to the storage."""
+    return str(tmp_path / "node") if request.param == "staged" else None
+
+
 @pytest.mark.parametrize(("what", "most"), [("pages", ONE + 12), ("inodes", 16)])
-def test_full_at_any_point_of_a_save(tmp_path: Path, what: str, most: int, staged: bool) -> None:
-    """Straight to the storage, and in the copy from the node."""
-    staging = str(tmp_path / "node") if staged else None
+def test_full_at_any_point_of_a_save(tmp_path: Path, what: str, most: int, staging: str | None) -> None:
     trials = _told(tmp_path, "every_size", staging, what, most)["trials"]
     assert {trial["first"] for trial in trials} == {None}
     assert {trial["reason"] for trial in trials} == {None, "StorageFull"}  # some sizes are too small, some are not
@@ -51,10 +54,9 @@ def test_full_at_any_point_of_a_save(tmp_path: Path, what: str, most: int, stage
 def test_a_storage_that_becomes_read_only(tmp_path: Path) -> None:
     told = _told(tmp_path, "read_only")
     assert told["first"] is None
-    assert told["reason"] == "StorageReadOnly"
-    assert told["message"].startswith(
-        "pvc://runs/job/u1: the checkpoint could not be written, the volume is mounted read-only"
-    )
+    reason, message = told["refused"]
+    assert reason == "StorageReadOnly"
+    assert message.startswith("pvc://runs/job/u1: the checkpoint could not be written, the volume is mounted read-only")
     assert told["committed"] == told["whole"] == [2]
 
 
@@ -70,8 +72,8 @@ def test_the_node_is_not_taken_for_the_claim(tmp_path: Path) -> None:
     assert (told["can"], told["third"], told["now"]) == (False, None, [6, 2])
 
 
-def test_room_is_made_before_a_save_where_the_newest_is_whole(tmp_path: Path) -> None:
-    told = _told(tmp_path, "room", 3 * ONE * PAGE)
+def test_room_is_made_before_a_save_where_the_newest_is_whole(tmp_path: Path, staging: str | None) -> None:
+    told = _told(tmp_path, "room", staging, 3 * ONE * PAGE)
     assert set(told["reasons"]) == {None}
     assert told["healthy"]["whole"] == [6, 5, 4] or told["healthy"]["whole"] == [6, 5]
     assert told["damaged"] == "StorageFull"

@@ -33,6 +33,7 @@ from posttrain_trainer.record import failed
 from posttrain_trainer.recorder import Recorder
 from posttrain_trainer.state import State
 from posttrain_trainer.tokenset import Example, TrainingRow
+from posttrain_trainer.update import Updater
 from posttrain_trainer.worker import Worker, main
 
 
@@ -188,18 +189,19 @@ def overtaken(place: str, result: str) -> None:
     Path(result).write_text(end.to_json())
 
 
-def term_at_forward(number: int, rank: int) -> None:
-    """A worker of which one rank gets SIGTERM inside its `number`-th forward (from 1), training and evaluation
-    counted."""
-    forward, done = engine_module.Engine.forward, [0]
+def term_at(place: str, number: int, rank: int) -> None:
+    """A worker of which one rank gets SIGTERM as its `number`-th forward, training and evaluation counted, or update
+    begins (from 1)."""
+    owner, name = {"forward": (engine_module.Engine, "forward"), "update": (Updater, "run")}[place]
+    original, done = getattr(owner, name), [0]
 
-    def forward_and_term(engine: Any, micro: Any) -> Any:
+    def term_and_go_on(*given: Any) -> Any:
         done[0] += 1
         if done[0] == number and os.environ["RANK"] == str(rank):
             os.kill(os.getpid(), signal.SIGTERM)
-        return forward(engine, micro)
+        return original(*given)
 
-    engine_module.Engine.forward = forward_and_term  # type: ignore[method-assign]
+    setattr(owner, name, term_and_go_on)
     work()
 
 
