@@ -152,8 +152,9 @@ class Executor:
             if create.kind.is_child:
                 self._cache.put_child(child_record(taken))
             return True
-        # One that the watch has lost from sight without an end (its labels were changed) is nobody's that we know.
-        self._findings.obstacle.put(job.key, replace(found, owner_uid=None) if hidden else found)
+        if hidden:  # the watch, which selects by label, has lost it from sight though it has not ended
+            found = replace(found, owner_uid=None, what=f"{found.what} whose labels somebody has changed")
+        self._findings.obstacle.put(job.key, found)
         return False
 
     async def _patch(self, key: Key, patch: Patch) -> None:

@@ -240,7 +240,7 @@ def test_killed_at_every_write(plane: Cluster, undisturbed: Trace, tmp_path: Pat
         except AssertionError as error:
             return point, str(error)
         if keeper.ends not in ([], [-signal.SIGKILL]):
-            return point, f"the operator's processes ended with {keeper.ends}: {keeper.logs[-2][-3000:]}"
+            return point, f"the operator's processes ended with {keeper.ends}: {keeper.logs[-2:]}"[-3000:]
         return point, difference(life, undisturbed.life) if keeper.ends else "not reached"
 
     with ThreadPoolExecutor(LIVES_AT_ONCE) as pool:

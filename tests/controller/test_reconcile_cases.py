@@ -51,14 +51,28 @@ def test_an_edit_before_the_start_is_taken() -> None:
     assert "0.1" in cluster.maps["job-config"]["data"]["config.json"]
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_the_message_says_what_a_pod_waits_for() -> None:
+    """Also where it is nothing that we know: nobody should have to look for it in the pods."""
+    cluster = Cluster()
+    cluster.settle()
+    cluster.training_operator()
+    told = {"reason": "CreateContainerError", "message": "no such device"}
+    status = {"phase": "Pending", "containerStatuses": [{"name": "pytorch", "state": {"waiting": told}}]}
+    cluster.pods[cluster.uid("master")]["status"] = status
+    cluster.settle()
+    assert cluster.status["message"].endswith("; pod job-master-0 waits: CreateContainerError: no such device")
+
+
+@pytest.mark.parametrize("writes", range(6))
 @pytest.mark.parametrize("kind", [Cluster, TrainJobCluster])
 def test_an_edit_that_is_taken_back_leaves_no_child_without_what_it_needs(kind: type[Cluster], writes: int) -> None:
     """The process dies behind each write of making the child anew."""
     cluster = kind()
     cluster.step()
     cluster.edit(training={"learningRate": 0.1})
-    cluster.step(prefix=writes)
+    while writes > 0:
+        actions = cluster.step(prefix=writes)
+        writes -= max(1, len(actions.create) + len(actions.patch) + len(actions.delete))
     cluster.edit(training={})
     cluster.settle()
     assert cluster.child is not None

@@ -209,15 +209,24 @@ def test_a_worker_that_finds_a_master_that_has_long_been_there_not_is_a_failure(
     assert "init-pytorch" in cluster.status["failure"]["message"]
 
 
+GPUS = 'pods "job-x-0" is forbidden: exceeded quota: gpus'
+
+
+def refuse(cluster: Cluster, role: str, message: str = GPUS) -> None:
+    """The pod of this role is gone and is not made again; the operator has not seen it go."""
+    cluster.vanish(cluster.uid(role))
+    cluster.forget()
+    note(cluster, message)
+
+
+def note(cluster: Cluster, message: str = GPUS) -> None:
+    assert cluster.child is not None
+    cluster.notes = (Note(cluster.child["metadata"]["uid"], "FailedCreatePod", message, clock.render(cluster.now)),)
+
+
 def test_a_job_whose_other_pods_are_over_the_quota_gives_its_place_back() -> None:
     cluster = late_master(room=2)
-    worker = cluster.uid("worker")
-    cluster.run(cluster.uid("master"))
-    cluster.vanish(worker)
-    cluster.forget()
-    assert cluster.child is not None
-    message = 'pods "job-worker-0" is forbidden: exceeded quota: gpus'
-    cluster.notes = (Note(cluster.child["metadata"]["uid"], "FailedCreatePod", message, clock.render(cluster.now)),)
+    refuse(cluster, "worker")
     cluster.settle()
     assert cluster.status["reason"] == "QuotaExceeded"
     cluster.pass_time(cluster.timing.half_placed - 1)
@@ -225,10 +234,59 @@ def test_a_job_whose_other_pods_are_over_the_quota_gives_its_place_back() -> Non
     assert not suspended(cluster)
     cluster.pass_time(1)
     decision = cluster.step()
-    assert f"1 of 2 pods cannot be made ({message})" in decision.events[0].message
+    assert f"1 of 2 pods cannot be made ({GPUS})" in decision.events[0].message
     cluster.settle()
     assert suspended(cluster)
     assert cluster.status["restarts"]["byCause"] == {"Unschedulable": 1}
+
+
+def test_a_worker_that_waits_for_a_master_over_the_quota_gives_its_place_back() -> None:
+    """It is made again and again meanwhile, and so is the refusal."""
+    cluster = late_master(room=2)
+    refuse(cluster, "master")
+    for _ in range(2):
+        cluster.pass_time(200)
+        worker = cluster.uid("worker")
+        cluster.give_up(worker)
+        cluster.settle()
+        cluster.training_operator()
+        cluster.vanish(cluster.uid("master"))
+        cluster.gone.pop(next(uid for uid in cluster.gone if "master" in uid))
+        note(cluster)
+        cluster.settle()
+    assert suspended(cluster)
+    assert cluster.status["restarts"]["byCause"] == {"Unschedulable": 1}
+
+
+def test_a_pod_that_a_policy_refuses_keeps_nobody_waiting() -> None:
+    """That does not change by itself: nobody is helped by asking again and again."""
+    cluster = late_master(room=2)
+    refuse(cluster, "worker", 'pods "job-worker-0" is forbidden: violates PodSecurity "restricted:latest"')
+    cluster.pass_time(2 * cluster.timing.half_placed)
+    cluster.settle()
+    assert (cluster.status["reason"], suspended(cluster)) == ("PodSecurityDenied", False)
+
+
+def test_what_a_quota_once_refused_is_forgotten_when_the_pod_was_made() -> None:
+    """The worker is only between two lives, and the master goes on pulling."""
+    cluster = late_master(room=2)
+    note(cluster)
+    cluster.pass_time(2 * cluster.timing.half_placed)
+    cluster.give_up(cluster.uid("worker"))
+    cluster.settle()
+    assert (cluster.status["reason"], suspended(cluster)) == ("PodsMissing", False)
+
+
+def test_a_job_that_has_trained_gives_nothing_back_for_free() -> None:
+    """Its worker is lost and not made again: that is told by the one that is left."""
+    cluster = running_cluster()
+    cluster.bundle = "PEM"
+    cluster.pass_time(10 * cluster.timing.half_placed)
+    refuse(cluster, "worker")
+    for _ in range(3):
+        cluster.settle()
+        cluster.pass_time(20)
+    assert (cluster.status["reason"], suspended(cluster)) == ("QuotaExceeded", False)
 
 
 @pytest.mark.parametrize("room", [0, 2])

@@ -58,6 +58,19 @@ def test_an_end_by_sigterm_that_only_jobset_answered_uses_up_the_budget() -> Non
     assert "nobody had asked" in cluster.status["failure"]["message"]
 
 
+def test_under_jobset_nobody_waits_in_an_init_container() -> None:
+    """One that fails there is somebody else's, and its end counts."""
+    cluster = TrainJobCluster()
+    cluster.settle()
+    cluster.training_operator()
+    cluster.settle()
+    cluster.give_up(cluster.uid("worker"))
+    cluster.settle()
+    cluster.pass_time(cluster.timing.settle)
+    cluster.settle()
+    assert cluster.status["restarts"]["byCause"] == {"PeerLost": 1}
+
+
 def test_a_drained_pod_s_end_is_free() -> None:
     cluster = trainjob_cluster()
     cluster.terminate(cluster.uid("worker"), 30)

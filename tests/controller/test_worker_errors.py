@@ -202,7 +202,7 @@ async def test_a_child_that_the_watch_has_lost_from_sight_is_no_loop() -> None:
     await rig.work()
     assert rig.api.writes("/pytorchjobs") == 1
     assert (rig.status["reason"], rig.status["state"]) == ("NameConflict", "Pending")
-    assert "PyTorchJob named job" in rig.status["message"]
+    assert "a PyTorchJob named job whose labels somebody has changed exists" in rig.status["message"]
 
 
 @pytest.mark.parametrize(

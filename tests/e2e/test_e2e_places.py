@@ -81,4 +81,4 @@ def test_room_for_one_of_two(bench: Bench, impatient: None) -> None:
     status = bench.succeeded("halved")
     assert status["restarts"]["total"] == 0, bench.story("halved")
     assert set(status["restarts"]["byCause"]) == {"Unschedulable"}
-    assert step(status) == 4
+    until(lambda: step(bench.status("halved")) == 4, "the last report")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from storage_jobs import Weights, checkpoints, save
+from storage_jobs import Weights, checkpoints, content, save
 
+from posttrain_api.records import Best
 from posttrain_trainer import checkpoint_files as files
 from posttrain_trainer.errors import TrainerFailure
 from posttrain_trainer.fence import Fence, current_attempt
@@ -122,9 +123,29 @@ def test_what_cannot_be_read_now_is_not_lost(tmp_path: Path) -> None:
             assert again.resume(Weights()).step == 2
             assert again.last is not None
             assert again.last.refused == f"{manifest.parent}: its manifest.json cannot be read: Is a directory"
-        else:
-            with pytest.raises(IsADirectoryError):
-                again.resume(Weights())
+    for _ in range(2):
+        with pytest.raises(IsADirectoryError):
+            again.resume(Weights())
+        (tmp_path / "committed.json").unlink(missing_ok=True)  # killed before it was written: no fresh start either
+
+
+def test_a_best_that_cannot_be_read_now_does_not_keep_the_newest(tmp_path: Path) -> None:
+    store = checkpoints(tmp_path)
+    store.save(content(2))
+    store.save(content(4, best=Best(step=2, metric="eval_loss", value=1.0, uri="pvc://runs/job/u1/best")))
+    manifest = tmp_path / "checkpoints" / "step-000002" / files.MANIFEST
+    manifest.unlink()
+    manifest.mkdir()
+    state = checkpoints(tmp_path, attempt=2).resume(Weights())
+    assert (state.step, state.best) == (4, None)
+
+
+def test_nothing_goes_where_the_storage_does_not_say_that_it_is_unfinished(tmp_path: Path) -> None:
+    folder = _write(tmp_path, 3)
+    (folder / files.MANIFEST).unlink()
+    (folder / files.MANIFEST).symlink_to(files.MANIFEST)  # an error of looking that even root meets
+    files.remove_unfinished(tmp_path)
+    assert folder.exists()
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class Chooser:
     def problem(self, step: int) -> str | None:
         """Why the job's own checkpoint of a step cannot be used; None where it is whole."""
         folder = files.folder_of(self._place.root, step)
-        entry: Committed | None = self._control.gather(files.read_committed(folder))[0]
+        entry: Committed | None = self._control.gather(files.readable(folder) if self._rank == 0 else None)[0]
         return f"{folder}: it is not committed" if entry is None else self.damage(entry)
 
     def newest(self) -> Committed | None:
@@ -119,14 +119,20 @@ class Chooser:
         if own:
             lost = step is not None and step > own[0].manifest.step
             return _Listed(tuple(own), (_loss(files.folder_of(self._place.root, step or 0)),) if lost else ())
+        if self._place.resume:
+            _read_all(self._place.root)
         if step is not None:
-            for folder in files.folders(self._place.root):
-                files.read_committed(folder)  # what the storage cannot read now may be whole: that error is told
             return _Listed(
                 failure=f"{self._place.root}: step {step} was committed there, and no checkpoint is left that has its "
                 f"{files.MANIFEST}. Restore the folder; or, to begin anew, run the job under another name."
             )
         return _Listed() if self._place.start_from is None else _others(self._place.start_from)
+
+
+def _read_all(root: Path) -> None:
+    """Where none was found: OSError if the storage cannot read one now. It may be whole."""
+    for folder in files.folders(root):
+        files.read_committed(folder)
 
 
 def _loss(folder: Path) -> str:
@@ -145,6 +151,7 @@ def _others(folder: Path) -> _Listed:
     found = (single,) if single is not None else tuple(all_of_them)
     if found:
         return _Listed(found)
+    _read_all(folder)
     return _Listed(
         failure=f"spec.checkpoint.from: {folder} holds no committed checkpoint (a folder with {files.MANIFEST}). "
         "Give the URI that status.checkpoints.last of the other job shows."

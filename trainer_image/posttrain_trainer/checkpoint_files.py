@@ -85,14 +85,16 @@ def folders(root: Path) -> list[Path]:
 def committed(root: Path) -> list[Committed]:
     """Every committed folder, the newest step first. Folders without a manifest, temporary ones and those that the
     storage cannot read now are left out."""
-    found = [entry for path in folders(root) if (entry := _readable(path)) is not None]
+    found = [entry for path in folders(root) if (entry := readable(path)) is not None]
     return sorted(found, key=lambda entry: entry.manifest.step, reverse=True)
 
 
-def _readable(folder: Path) -> Committed | None:
+def readable(folder: Path) -> Committed | None:
+    """`read_committed`, None also where the storage cannot read it now: an older checkpoint is better than none. Who
+    finds none reads again, and is told."""
     try:
         return read_committed(folder)
-    except OSError as error:  # an older checkpoint is better than none; who finds none reads again and is told
+    except OSError as error:
         log.warning("%s: its %s cannot be read: %s", folder, MANIFEST, error.strerror)
         return None
 
@@ -188,9 +190,20 @@ def remove_unfinished(root: Path) -> None:
     """Removes what attempts before left half written or half removed. After `bring_back`, and once it is known that
     something else is there to go on from: what is damaged may be somebody's last hope."""
     for path in root.glob(f"{_PREFIX}*"):
-        committed_once = path.name.removeprefix(_PREFIX).isdigit() and (path / MANIFEST).exists()
+        committed_once = path.name.removeprefix(_PREFIX).isdigit() and _may_be_there(path / MANIFEST)
         if not committed_once:
             shutil.rmtree(path, ignore_errors=True)  # it costs space only, and the next attempt tries again
+
+
+def _may_be_there(path: Path) -> bool:
+    """False where it is not; a storage that does not say so has not lost it."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -57,6 +57,9 @@ def _placing(unready: list[PodRecord]) -> bool:
 def _unready(unready: list[PodRecord], view: AttemptView) -> Verdict:
     started = view.attempts > 1 or any(pod.phase == "Running" for pod in view.live)
     message = f"{view.size - len(unready)} of {view.size} pods are ready"
+    held = next((pod for pod in unready if pod.waiting), None)
+    if held and held.waiting:
+        message += f"; pod {held.name} waits: {held.waiting.reason}: {held.waiting.message[:256]}"
     return starting("Initializing" if started else "Pending", "PodsStarting", message)
 
 

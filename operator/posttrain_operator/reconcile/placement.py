@@ -28,7 +28,7 @@ def giving_back(job: JobFacts, seen: Observation, view: AttemptView, now: dateti
     holding = [pod for pod in view.live if pod.node is not None and not pod.ended]
     if view.closed or not view.recorded or not holding:
         return None
-    lack = _homeless(seen, view, now) or _forbidden(job, seen, view, holding, now)
+    lack = _homeless(seen, view, now) or _forbidden(job, seen, view, now)
     if lack is None:
         return None
     message = f"{lack}; the others give their places back and all are tried again after a pause"
@@ -50,14 +50,14 @@ def _homeless(seen: Observation, view: AttemptView, now: datetime) -> str | None
     return f"{len(pods)} of {view.size} pods find no node ({pods[0].name}: {pods[0].unschedulable})"
 
 
-def _forbidden(
-    job: JobFacts, seen: Observation, view: AttemptView, holding: list[PodRecord], now: datetime
-) -> str | None:
-    """Pods that a quota forbids find no place either; they have been due since the others were made."""
+def _forbidden(job: JobFacts, seen: Observation, view: AttemptView, now: datetime) -> str | None:
+    """Pods that a quota forbids find no place either; they have been due since the attempt began. The pods of one that
+    has trained end by themselves, and that is charged."""
     missing = stalls.unmade(job, seen, view)
-    if missing is None or missing.reason is not Reason.QUOTA_EXCEEDED:
+    if missing is None or missing.reason is not Reason.QUOTA_EXCEEDED or pauses.has_run(job, seen, now):
         return None
-    if max(_age(pod, now) for pod in holding) < seen.timing.half_placed:
+    began = (job.status.get("attempt") or {}).get("startTime")
+    if (clock.seconds_since(began, now) or 0.0) < seen.timing.half_placed:
         return None
     return f"{view.size - len(view.live)} of {view.size} pods cannot be made ({missing.message})"
 

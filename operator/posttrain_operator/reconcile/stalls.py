@@ -94,11 +94,13 @@ def _unplaced(pod: PodRecord, seen: Observation, now: datetime) -> Missing | Non
 
 
 def unmade(job: JobFacts, seen: Observation, view: AttemptView) -> Missing | None:
-    """Pods are missing and the child's own Events say why; older ones than the last time all ran do not count."""
+    """Pods are missing and the child's own Events say why; older ones than the last time all ran, or than a pod's last
+    end, do not count."""
     if seen.child is None or len(view.live) >= view.size:
         return None
     its = backend(seen.child.kind)
-    since = clock.parse(job.condition("Running").get("lastTransitionTime"))
+    moments = [job.condition("Running").get("lastTransitionTime"), *(p.end.finished_at for p in seen.pods if p.end)]
+    since = max((moment for each in moments if (moment := clock.parse(each))), default=None)
     notes = [n for n in seen.notes if n.about == seen.child.uid and its.unmade(n.reason)]
     recent = [n for n in notes if since is None or (clock.parse(n.time) or since) >= since]
     if not recent:
