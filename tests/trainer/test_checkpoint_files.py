@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -129,15 +130,39 @@ def test_what_cannot_be_read_now_is_not_lost(tmp_path: Path) -> None:
         (tmp_path / "committed.json").unlink(missing_ok=True)  # killed before it was written: no fresh start either
 
 
-def test_a_best_that_cannot_be_read_now_does_not_keep_the_newest(tmp_path: Path) -> None:
+def test_a_best_that_cannot_be_read_now_is_neither_lost_nor_in_the_way(tmp_path: Path) -> None:
+    """The newest is resumed, the best is spared; who exports it is told the storage's error, which may pass."""
+    best = Best(step=2, metric="eval_loss", value=1.0, uri="pvc://runs/job/u1/best")
+    store, folder = checkpoints(tmp_path, keep=1), tmp_path / "checkpoints" / "step-000002"
+    store.save(content(2, best=best))
+    store.save(content(4, best=best))
+    text = (folder / files.MANIFEST).read_text()
+    (folder / files.MANIFEST).unlink()
+    (folder / files.MANIFEST).mkdir()
+    again = checkpoints(tmp_path, keep=1, attempt=2)
+    state = again.resume(Weights())
+    assert (state.step, state.best) == (4, best)
+    with pytest.raises(IsADirectoryError):
+        again.load(Weights(), 2)
+    (folder / files.MANIFEST).rmdir()
+    (folder / files.MANIFEST).write_text(text)
+    again.save(content(6, best=state.best))
+    assert _steps(tmp_path / "checkpoints") == [6, 2]
+
+
+def test_who_finds_none_reads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that is away for a moment, as a soft mount is."""
     store = checkpoints(tmp_path)
-    store.save(content(2))
-    store.save(content(4, best=Best(step=2, metric="eval_loss", value=1.0, uri="pvc://runs/job/u1/best")))
-    manifest = tmp_path / "checkpoints" / "step-000002" / files.MANIFEST
-    manifest.unlink()
-    manifest.mkdir()
-    state = checkpoints(tmp_path, attempt=2).resume(Weights())
-    assert (state.step, state.best) == (4, None)
+    assert (save(store, 2), save(store, 4)) == (None, None)
+    read, left = Path.read_bytes, [OSError(errno.ESTALE, "Stale file handle") for _ in range(2)]
+
+    def stale(path: Path) -> bytes:
+        if path.name == files.MANIFEST and left:
+            raise left.pop()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    assert checkpoints(tmp_path, attempt=2).resume(Weights()).step == 4
 
 
 def test_nothing_goes_where_the_storage_does_not_say_that_it_is_unfinished(tmp_path: Path) -> None:

@@ -234,7 +234,11 @@ class Checkpoints:
         """The state of a checkpoint that was fallen back to may name a best one that a later best has ousted."""
         if state.best is None or state.best.step == state.step:
             return state
-        problem = self._chooser.problem(state.best.step)
+        try:
+            problem = self._chooser.problem(state.best.step)
+        except OSError as error:  # it may be whole: it stays, and who exports it is told
+            log.warning("the best checkpoint so far cannot be read now: %s", error)
+            return state
         if problem is None:
             return state
         log.warning("the best checkpoint so far is lost, the best from here on will be kept: %s", problem)

@@ -99,10 +99,13 @@ class Chooser:
         return next((problem for problem in found if problem is not None), None)
 
     def problem(self, step: int) -> str | None:
-        """Why the job's own checkpoint of a step cannot be used; None where it is whole."""
+        """Why the job's own checkpoint of a step cannot be used; None where it is whole. OSError, on all ranks, where
+        the storage cannot say now."""
         folder = files.folder_of(self._place.root, step)
-        entry: Committed | None = self._control.gather(files.readable(folder) if self._rank == 0 else None)[0]
-        return f"{folder}: it is not committed" if entry is None else self.damage(entry)
+        seen: Committed | OSError | None = self._control.gather(_seen(folder) if self._rank == 0 else None)[0]
+        if isinstance(seen, OSError):
+            raise seen
+        return f"{folder}: it is not committed" if seen is None else self.damage(seen)
 
     def newest(self) -> Committed | None:
         """The job's own newest committed one, whole or not."""
@@ -113,14 +116,12 @@ class Chooser:
     def _listed(self) -> _Listed:
         if self._rank != 0:
             return _Listed()
-        own = files.committed(self._place.root) if self._place.resume else []
+        own = _found(self._place.root) if self._place.resume else []
         # Steps that were reported as saved are not done again in silence.
         step = committed_step(self._place.record) if self._place.resume else None
         if own:
             lost = step is not None and step > own[0].manifest.step
             return _Listed(tuple(own), (_loss(files.folder_of(self._place.root, step or 0)),) if lost else ())
-        if self._place.resume:
-            _read_all(self._place.root)
         if step is not None:
             return _Listed(
                 failure=f"{self._place.root}: step {step} was committed there, and no checkpoint is left that has its "
@@ -129,10 +130,16 @@ class Chooser:
         return _Listed() if self._place.start_from is None else _others(self._place.start_from)
 
 
-def _read_all(root: Path) -> None:
-    """Where none was found: OSError if the storage cannot read one now. It may be whole."""
-    for folder in files.folders(root):
-        files.read_committed(folder)
+def _found(root: Path) -> list[Committed]:
+    """What can be read; OSError where that is nothing because the storage cannot read now."""
+    return files.committed(root) or files.all_committed(root)
+
+
+def _seen(folder: Path) -> Committed | OSError | None:
+    try:
+        return files.read_committed(folder)
+    except OSError as error:
+        return error
 
 
 def _loss(folder: Path) -> str:
@@ -147,11 +154,10 @@ def _loss(folder: Path) -> str:
 def _others(folder: Path) -> _Listed:
     single = files.read_committed(folder)
     good = files.good_step(folder)
-    all_of_them = (each for each in files.committed(folder) if good is None or each.manifest.step <= good)
+    all_of_them = (each for each in _found(folder) if good is None or each.manifest.step <= good)
     found = (single,) if single is not None else tuple(all_of_them)
     if found:
         return _Listed(found)
-    _read_all(folder)
     return _Listed(
         failure=f"spec.checkpoint.from: {folder} holds no committed checkpoint (a folder with {files.MANIFEST}). "
         "Give the URI that status.checkpoints.last of the other job shows."

@@ -84,14 +84,21 @@ def folders(root: Path) -> list[Path]:
 
 def committed(root: Path) -> list[Committed]:
     """Every committed folder, the newest step first. Folders without a manifest, temporary ones and those that the
-    storage cannot read now are left out."""
-    found = [entry for path in folders(root) if (entry := readable(path)) is not None]
-    return sorted(found, key=lambda entry: entry.manifest.step, reverse=True)
+    storage cannot read now are left out: an older checkpoint is better than none."""
+    return _newest_first(map(_readable, folders(root)))
 
 
-def readable(folder: Path) -> Committed | None:
-    """`read_committed`, None also where the storage cannot read it now: an older checkpoint is better than none. Who
-    finds none reads again, and is told."""
+def all_committed(root: Path) -> list[Committed]:
+    """The same; OSError where the storage cannot read one now. For who finds none: it may be whole."""
+    return _newest_first(map(read_committed, folders(root)))
+
+
+def _newest_first(found: Iterable[Committed | None]) -> list[Committed]:
+    entries = (entry for entry in found if entry is not None)
+    return sorted(entries, key=lambda entry: entry.manifest.step, reverse=True)
+
+
+def _readable(folder: Path) -> Committed | None:
     try:
         return read_committed(folder)
     except OSError as error:
